@@ -1,0 +1,1 @@
+"""Transport, assignment and graph matching."""

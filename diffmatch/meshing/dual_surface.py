@@ -1,0 +1,308 @@
+"""Vertices of the dual surface as one differentiable function of field, positions and weights.
+
+For each crossing edge k of a dual vertex (ends 0 low, 1 high), with corner weights A, edge weights B and split weights
+G (FlexiCubes, Shen et al. 2023, equations 4 to 8)::
+
+    a = s0 A0,  b = s1 A1,  t = a / (a - b)      crossing point   u_k = x0 + t (x1 - x0)
+    dual vertex       v = sum_k B_k u_k / sum_k B_k
+    quad centre       c = (g02 (v0 + v2)/2 + g13 (v1 + v3)/2) / (g02 + g13),   g02 = G0 G2, g13 = G1 G3
+    deviation         sum_k |d_k - mean d|,  d_k = |z_k - v|,  z_k the crossing point with A = 1
+
+Attributes of the nodes travel with the positions: both are columns of one *payload* that is interpolated alike.
+
+Nothing but the inputs is kept for the backward pass, which recomputes t and u. It is written out by hand, once in
+tensor operations (any device; differentiable again, so that second derivatives work) and once as numba kernels.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffmatch.meshing import kernels
+from diffmatch.meshing.connectivity import Connectivity
+from diffmatch.meshing.kernels import CENTRE_EPS, DISTANCE_EPS, STEEPEST
+from diffmatch.meshing.weights import corner_weight, corner_weight_slope, split_weight, split_weight_slope
+from diffmatch.ops import segment_sum
+
+
+def dual_surface(
+    connectivity: Connectivity,
+    field: Float[Tensor, " n"],
+    payload: Float[Tensor, "n d"],
+    alpha: Float[Tensor, "c 8"] | None,
+    beta: Float[Tensor, "c 12"] | None,
+    gamma: Float[Tensor, " c"] | None,
+    *,
+    centres: bool,
+    weight_scale: float,
+    compiled: bool,
+) -> tuple[Float[Tensor, "points d"], Float[Tensor, " v"]]:
+    """Payload at the dual vertices (and the quad centres behind them), and the deviation of each dual vertex.
+
+    Args:
+        connectivity: which cells and edges the surface crosses.
+        field: node values.
+        payload: columns to interpolate; the first three are the positions.
+        alpha: raw corner weights, beta: raw edge weights, gamma: raw split weights of each cell; None for neutral ones.
+        beta: see alpha.
+        gamma: see alpha.
+        centres: append the centre of each quad.
+        weight_scale: reach of the weights.
+        compiled: use the numba kernels (tensors on the CPU only).
+    """
+    result: tuple[Tensor, Tensor] = _DualSurface.apply(
+        field, payload, alpha, beta, gamma, connectivity, centres, weight_scale, compiled
+    )
+    return result
+
+
+class _DualSurface(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        field: Tensor,
+        payload: Tensor,
+        alpha: Tensor | None,
+        beta: Tensor | None,
+        gamma: Tensor | None,
+        connectivity: Connectivity,
+        centres: bool,
+        weight_scale: float,
+        compiled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        forward = kernels.dual_surface if compiled else surface_forward
+        points, deviation = forward(connectivity, field, payload, alpha, beta, gamma, centres, weight_scale)
+        ctx.save_for_backward(field, payload, alpha, beta, gamma, points)
+        ctx.settings = connectivity, centres, weight_scale, compiled
+        return points, deviation
+
+    @staticmethod
+    def backward(ctx: Any, grad_points: Tensor, grad_deviation: Tensor) -> tuple[Tensor | None, ...]:
+        connectivity, centres, weight_scale, compiled = ctx.settings
+        # With create_graph=True autograd records this very function, so it has to be made of tensor operations.
+        backward = kernels.dual_surface_backward if compiled and not torch.is_grad_enabled() else surface_backward
+        field, payload, alpha, beta, gamma, points = ctx.saved_tensors
+        grads = backward(
+            connectivity,
+            field,
+            payload,
+            alpha,
+            beta,
+            gamma,
+            points,
+            grad_points,
+            grad_deviation,
+            centres,
+            weight_scale,
+            ctx.needs_input_grad,
+        )
+        return *grads, None, None, None, None
+
+
+def crossing(low: Tensor, high: Tensor) -> Tensor:
+    """Where a linear function with these end values vanishes, as a fraction of the edge.
+
+    One half, without a gradient, where that is not a number: values that underflow to zero, infinite or NaN.
+    """
+    # Replaced before the division and not after it, where its derivative would make NaN of the infinite.
+    usable = _usable(low, high)
+    low, high = torch.where(usable, low, 1.0), torch.where(usable, high, -1.0)
+    return low / (low - high)
+
+
+def _usable(low: Tensor, high: Tensor) -> Tensor:
+    difference = low - high
+    return difference.isfinite() & (low / difference).isfinite()
+
+
+def _crossing_grad(low: Tensor, high: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of :func:`crossing` by its end values, held constant below a difference of ``floor``."""
+    usable = _usable(low, high)
+    low, high = torch.where(usable, low, 0.0), torch.where(usable, high, 0.0)
+    difference = low - high
+    steep = torch.where(difference.abs() < floor, torch.copysign(floor, difference), difference)
+    return -high / steep / steep, low / steep / steep  # the square of a small difference could underflow
+
+
+def _steepest(low: Tensor, high: Tensor) -> Tensor:
+    """Smallest difference that crossing gradients divide by, relative to the mean magnitude at the crossings."""
+    magnitude = (low.abs() + high.abs()).detach() / 2
+    mean = torch.where(magnitude.isfinite(), magnitude, 0).mean()
+    return (STEEPEST * mean).clamp_min(torch.finfo(low.dtype).tiny)
+
+
+def surface_forward(
+    connectivity: Connectivity,
+    field: Tensor,
+    payload: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    gamma: Tensor | None,
+    centres: bool,
+    weight_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The function in tensor operations; differentiable by autograd as well, which is how the backward is tested."""
+    rows, n_vertices = connectivity.incidences, connectivity.n_vertices
+    low, high = field[rows.node].unbind(1)
+    x0, x1 = payload[rows.node].unbind(1)
+    a, b = low, high
+    if alpha is not None:
+        weight = corner_weight(alpha[connectivity.cell[rows.slot, None], rows.corner], weight_scale)
+        a, b = low * weight[:, 0], high * weight[:, 1]
+    u = torch.lerp(x0, x1, crossing(a, b).unsqueeze(1))
+    if beta is None:
+        vertices = segment_sum(u, rows.vertex, n_segments=n_vertices) / rows.count[:, None]
+    else:
+        weight = corner_weight(beta[connectivity.cell[rows.slot], rows.edge], weight_scale)
+        total = segment_sum(weight, rows.vertex, n_segments=n_vertices)
+        vertices = segment_sum(u * weight[:, None], rows.vertex, n_segments=n_vertices) / total[:, None]
+
+    z = torch.lerp(x0[:, :3], x1[:, :3], crossing(low, high).unsqueeze(1))
+    distance = _distance(z - vertices[rows.vertex, :3])
+    mean = segment_sum(distance, rows.vertex, n_segments=n_vertices) / rows.count
+    deviation = segment_sum((distance - mean[rows.vertex]).abs(), rows.vertex, n_segments=n_vertices)
+    if centres:
+        vertices = torch.cat((vertices, _centres(connectivity, vertices, gamma, weight_scale)))
+    return vertices, deviation
+
+
+def _distance(offset: Tensor) -> Tensor:
+    return torch.sqrt((offset * offset).sum(-1) + DISTANCE_EPS)
+
+
+def quad_weights(
+    connectivity: Connectivity, gamma: Tensor | None, weight_scale: float, like: Tensor
+) -> Float[Tensor, "q 4"]:
+    """Split weight G of the cell of each corner of each quad."""
+    if gamma is None:
+        return like.new_full((len(connectivity.quads), 4), 0.5)
+    cell = connectivity.cell[connectivity.vertex_slot[connectivity.quads]]
+    return split_weight(gamma[cell], weight_scale)
+
+
+def _centres(connectivity: Connectivity, vertices: Tensor, gamma: Tensor | None, weight_scale: float) -> Tensor:
+    g = quad_weights(connectivity, gamma, weight_scale, vertices)
+    g02, g13 = (g[:, 0] * g[:, 2]).unsqueeze(1), (g[:, 1] * g[:, 3]).unsqueeze(1)
+    v = vertices[connectivity.quads]
+    return (g02 * (v[:, 0] + v[:, 2]) + g13 * (v[:, 1] + v[:, 3])) / 2 / (g02 + g13 + CENTRE_EPS)
+
+
+def surface_backward(
+    connectivity: Connectivity,
+    field: Tensor,
+    payload: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    gamma: Tensor | None,
+    points: Tensor,
+    grad_points: Tensor,
+    grad_deviation: Tensor,
+    centres: bool,
+    weight_scale: float,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients by field, payload, alpha, beta and gamma (None where not needed)."""
+    rows, n_vertices = connectivity.incidences, connectivity.n_vertices
+    cells = connectivity.cell[rows.slot]
+    vertices, grad_vertices = points[:n_vertices], grad_points[:n_vertices]
+    grad_gamma = None
+    if centres:
+        spread, grad_gamma = _centres_backward(
+            connectivity, points, gamma, grad_points[n_vertices:], weight_scale, needs[4]
+        )
+        grad_vertices = grad_vertices + spread
+
+    low, high = field[rows.node].unbind(1)
+    x0, x1 = payload[rows.node].unbind(1)
+    edge = x1 - x0
+    z_t = crossing(low, high)
+    floor = _steepest(low, high)
+
+    # Deviation: through the plain crossing points z and through the vertex.
+    offset = torch.lerp(x0[:, :3], x1[:, :3], z_t[:, None]) - vertices[rows.vertex, :3]
+    distance = _distance(offset)
+    mean = segment_sum(distance, rows.vertex, n_segments=n_vertices) / rows.count
+    sign = torch.sign(distance - mean[rows.vertex])
+    mean_sign = segment_sum(sign, rows.vertex, n_segments=n_vertices) / rows.count
+    grad_distance = grad_deviation[rows.vertex] * (sign - mean_sign[rows.vertex])
+    grad_z = (grad_distance / distance)[:, None] * offset
+    pull = segment_sum(grad_z, rows.vertex, n_segments=n_vertices)
+    grad_vertices = torch.cat((grad_vertices[:, :3] - pull, grad_vertices[:, 3:]), 1)
+
+    # Vertex: the weighted mean of its crossing points u.
+    a, b = low, high
+    if alpha is not None:
+        raw_a = alpha[cells[:, None], rows.corner]
+        weight = corner_weight(raw_a, weight_scale)
+        a, b = low * weight[:, 0], high * weight[:, 1]
+    t = crossing(a, b)
+    grad_u = grad_vertices[rows.vertex]
+    grad_beta = None
+    if beta is None:
+        share = 1 / rows.count[rows.vertex].to(field.dtype)
+    else:
+        raw_b = beta[cells, rows.edge]
+        weight_b = corner_weight(raw_b, weight_scale)
+        total = segment_sum(weight_b, rows.vertex, n_segments=n_vertices)[rows.vertex]
+        share = weight_b / total
+        if needs[3]:
+            u = torch.lerp(x0, x1, t[:, None])
+            grad_rows = (grad_u * (u - vertices[rows.vertex])).sum(1) / total * corner_weight_slope(raw_b, weight_scale)
+            grad_beta = torch.zeros_like(beta).index_put((cells, rows.edge), grad_rows)
+    grad_u = grad_u * share[:, None]
+
+    # Crossing points: linear in the payload, a quotient in the field.
+    grad_t = (grad_u * edge).sum(1)
+    grad_zt = (grad_z * edge[:, :3]).sum(1)
+    ta, tb = _crossing_grad(a, b, floor)
+    za, zb = _crossing_grad(low, high, floor)
+    grad_ends = torch.stack((grad_t * ta, grad_t * tb), 1)
+    grad_alpha = None
+    grad_field = grad_payload = None
+    nodes = rows.node.flatten()
+    if alpha is not None:
+        if needs[2]:
+            ends = torch.stack((low, high), 1).nan_to_num(0, 0, 0)
+            grad_rows = grad_ends * ends * corner_weight_slope(raw_a, weight_scale)
+            grad_alpha = torch.zeros_like(alpha).index_put((cells[:, None], rows.corner), grad_rows, accumulate=True)
+        grad_ends = grad_ends * weight
+    if needs[0]:
+        grad_ends = grad_ends + torch.stack((grad_zt * za, grad_zt * zb), 1)
+        grad_field = segment_sum(grad_ends.flatten(), nodes, n_segments=len(field))
+    if needs[1]:
+        low_share, high_share = grad_u * (1 - t)[:, None], grad_u * t[:, None]
+        plain = torch.stack((grad_z * (1 - z_t)[:, None], grad_z * z_t[:, None]), 1)
+        both = torch.stack((low_share, high_share), 1)
+        both = torch.cat((both[..., :3] + plain, both[..., 3:]), -1)
+        grad_payload = segment_sum(both.flatten(0, 1), nodes, n_segments=len(payload))
+    return grad_field, grad_payload, grad_alpha, grad_beta, grad_gamma
+
+
+def _centres_backward(
+    connectivity: Connectivity,
+    points: Tensor,
+    gamma: Tensor | None,
+    grad: Tensor,
+    weight_scale: float,
+    needs_gamma: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of the quad centres by the dual vertices, and by gamma."""
+    quads = connectivity.quads
+    g = quad_weights(connectivity, gamma, weight_scale, points)
+    g02, g13 = (g[:, 0] * g[:, 2]).unsqueeze(1), (g[:, 1] * g[:, 3]).unsqueeze(1)
+    total = g02 + g13 + CENTRE_EPS
+    on_02, on_13 = grad * (g02 / (2 * total)), grad * (g13 / (2 * total))
+    spread = torch.stack((on_02, on_13, on_02, on_13), 1)
+    grad_vertices = segment_sum(spread.flatten(0, 1), quads.flatten(), n_segments=connectivity.n_vertices)
+    if gamma is None or not needs_gamma:
+        return grad_vertices, None
+    v, centre = points[quads], points[connectivity.n_vertices :]
+    by_02 = (grad * ((v[:, 0] + v[:, 2]) / 2 - centre)).sum(1) / total[:, 0]
+    by_13 = (grad * ((v[:, 1] + v[:, 3]) / 2 - centre)).sum(1) / total[:, 0]
+    by_g = torch.stack((by_02 * g[:, 2], by_13 * g[:, 3], by_02 * g[:, 0], by_13 * g[:, 1]), 1)
+    cell = connectivity.cell[connectivity.vertex_slot[quads]].long()
+    by_gamma = by_g * split_weight_slope(gamma[cell], weight_scale)
+    grad_gamma = segment_sum(by_gamma.flatten(), cell.flatten(), n_segments=len(gamma))
+    return grad_vertices, grad_gamma

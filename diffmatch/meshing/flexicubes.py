@@ -1,0 +1,261 @@
+"""FlexiCubes: a differentiable mesh from a scalar field (Shen et al., ACM TOG 42(4), 2023)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from diffmatch.errors import InputError, check_choice, check_floating, check_same_device, check_shape
+from diffmatch.meshing import kernels
+from diffmatch.meshing.case_tables import device_tables
+from diffmatch.meshing.connectivity import Connectivity, connect
+from diffmatch.meshing.dual_surface import dual_surface, quad_weights
+from diffmatch.meshing.grid import Grid
+from diffmatch.meshing.mesh import Mesh
+from diffmatch.meshing.weights import WEIGHT_SCALE
+
+__all__ = ["FlexiMesh", "flexicubes"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FlexiMesh(Mesh):
+    """A mesh extracted by :func:`flexicubes`, with what it was made of.
+
+    The meshes of a batch are packed into one: dual vertices and quads of an item follow those of the item before,
+    quad centres (``training=True``) stand behind all dual vertices, and faces index the packed vertices.
+
+    Attributes:
+        grid: the grid of the cells below: the caller's, or that grid with one more layer around it where
+            ``boundary="close"`` had something to close.
+        quads: dual vertices of each quad, counter-clockwise seen from outside, shape (q, 4), int64.
+        quad_edge: grid edge ``3 * node + axis`` that each quad stands for, shape (q,), int64.
+        vertex_cell: cell that holds each dual vertex, shape (dual,), int64; of item b it is ``b * grid.n_cells`` higher.
+        deviation: sum over the crossing points of a dual vertex of how far their distance to it deviates from the
+            mean distance, shape (dual,).
+        n_crossings: crossing points of all dual vertices together, shape ().
+        vertex_offsets: first dual vertex of each item, and the number of all, shape (b + 1,), int64.
+        quad_offsets: likewise for the quads.
+    """
+
+    grid: Grid
+    quads: Int64[Tensor, "q 4"]
+    quad_edge: Int64[Tensor, " q"]
+    vertex_cell: Int64[Tensor, " dual"]
+    deviation: Float[Tensor, " dual"]
+    n_crossings: Int64[Tensor, ""]
+    vertex_offsets: Int64[Tensor, " b1"]
+    quad_offsets: Int64[Tensor, " b1"]
+
+    @property
+    def l_dev(self) -> Float[Tensor, ""]:
+        """Deviation regulariser: the mean over all crossing points, 0 for an empty mesh (Shen et al. 2023, eq. 8)."""
+        return self.deviation.sum() / self.n_crossings.clamp_min(1)
+
+    def unpack(self) -> list[Mesh]:
+        """The meshes of a batch, one by one; waits for the device."""
+        n_dual, per_quad = len(self.deviation), len(self.faces) // max(len(self.quads), 1)
+        has_centres = len(self.vertices) > n_dual
+        vertex, quad = self.vertex_offsets.tolist(), self.quad_offsets.tolist()
+        meshes = []
+        for b in range(len(vertex) - 1):
+            v0, v1, q0, q1 = vertex[b], vertex[b + 1], quad[b], quad[b + 1]
+            faces = self.faces[per_quad * q0 : per_quad * q1]
+            # Dual vertices of this item begin at 0; its centres, if any, follow them.
+            faces = torch.where(faces < n_dual, faces - v0, faces - n_dual - q0 + v1 - v0)
+
+            def part(rows: Tensor, v0: int = v0, v1: int = v1, q0: int = q0, q1: int = q1) -> Tensor:
+                dual = rows[v0:v1]
+                return torch.cat((dual, rows[n_dual + q0 : n_dual + q1])) if has_centres else dual
+
+            attributes = None if self.vertex_attributes is None else part(self.vertex_attributes)
+            meshes.append(Mesh(part(self.vertices), faces, vertex_attributes=attributes))
+        return meshes
+
+
+def flexicubes(
+    grid: Grid,
+    sdf: Float[Tensor, "*field"],
+    *,
+    positions: Float[Tensor, "*points 3"] | None = None,
+    alpha: Float[Tensor, "*c_alpha 8"] | None = None,
+    beta: Float[Tensor, "*c_beta 12"] | None = None,
+    gamma: Float[Tensor, "*c_gamma"] | None = None,
+    attributes: Float[Tensor, "*n d"] | None = None,
+    training: bool = False,
+    boundary: str = "open",
+    weight_scale: float = WEIGHT_SCALE,
+) -> FlexiMesh:
+    """Extract the surface where a field changes sign; differentiable in field, positions, weights and attributes.
+
+    A node is inside where ``sdf < 0``: exact zeros of either sign and NaN are outside. The mesh is edge-manifold and
+    consistently oriented for every field, and closed inside the grid. Where an end of a crossing edge is infinite or
+    NaN, the surface passes through the middle of the edge and no gradient flows to it. Which cells carry the surface
+    is piecewise constant: a gradient says how the present surface moves, topology changes by steps.
+
+    Args:
+        grid: the cells.
+        sdf: node values, shape (\\*b, nx + 1, ny + 1, nz + 1) or (\\*b, nodes); float32 or float64; half precision is
+            computed, and returned, in float32.
+        positions: node positions, shape (nodes, 3) or (\\*b, nodes, 3); default: the grid at rest. See
+            :func:`~diffmatch.meshing.deform_nodes`.
+        alpha: raw weights of the corners of each cell, shape (cells, 8) or (\\*b, cells, 8); they move the crossing
+            points. Default: zeros, which are neutral, here and below.
+        beta: raw weights of the edges of each cell, shape (cells, 12) or (\\*b, cells, 12); they move the vertex among
+            the crossing points.
+        gamma: raw weight of each cell, shape (cells,) or (\\*b, cells); decides how quads are split.
+        attributes: values at the nodes, shape (nodes, d) or (\\*b, nodes, d), interpolated like the positions.
+        training: split each quad into four triangles around a centre whose position is differentiable in gamma;
+            otherwise into two along the diagonal that gamma prefers.
+        boundary: where the surface leaves the grid: "open" leaves a hole, "close" surrounds the field with one layer
+            of outside nodes (cell size as their value), "error" raises.
+        weight_scale: reach of the weights, in (0, 1).
+
+    Returns:
+        The mesh; an empty one, attached to the graph, where nothing changes sign. Waits for the device for the
+        numbers of cells, vertices and quads, and for one flag where ``boundary`` is not "open".
+
+    Raises:
+        InputError: a shape, dtype or device does not fit; or the surface reaches the boundary under "error".
+    """
+    batch = _check(grid, sdf, boundary, weight_scale)
+    dtype = torch.float64 if sdf.dtype == torch.float64 else torch.float32
+    b, n, c = math.prod(batch), grid.n_nodes, grid.n_cells
+
+    def folded(name: str, value: Tensor | None, *shape: int) -> Tensor | None:
+        """Batch axes folded into the first axis, shared values repeated."""
+        if value is None:
+            return None
+        if not isinstance(value, Tensor):
+            raise InputError(name, "a tensor", type(value).__name__)
+        check_floating(name, value)
+        check_same_device(name, value, sdf.device)
+        if tuple(value.shape) not in (shape, (*batch, *shape)):
+            wanted = f"shape {shape}" + (f" or {(*batch, *shape)}" if batch else "")
+            raise InputError(name, wanted, str(tuple(value.shape)))
+        return value.to(dtype).expand(*batch, *shape).reshape(b * shape[0], *shape[1:])
+
+    field = sdf.to(dtype).reshape(b, *grid.node_shape)
+    rest = grid.nodes(dtype=dtype, device=sdf.device)
+    payload = folded("positions", rest if positions is None else positions, n, 3)
+    assert payload is not None
+    if attributes is not None:
+        check_shape("attributes", attributes, (n, "d"), batch=True)
+        extra = folded("attributes", attributes, n, attributes.shape[-1])
+        payload = torch.cat((payload, extra), 1) if extra is not None else payload
+    weights = [folded("alpha", alpha, c, 8), folded("beta", beta, c, 12), folded("gamma", gamma, c)]
+
+    if boundary != "open" and _reaches_boundary(field):
+        if boundary == "error":
+            raise InputError("sdf", "a surface that stays inside the grid", "inside nodes on the boundary")
+        grid, field, payload, weights = _closed(grid, field, payload, weights)
+    return _extract(grid, field, payload, weights, attributes is not None, training, weight_scale)
+
+
+def _check(grid: Grid, sdf: Tensor, boundary: str, weight_scale: float) -> tuple[int, ...]:
+    """Check the arguments that stand alone; returns the batch axes."""
+    check_choice("boundary", boundary, ("open", "close", "error"))
+    if not 0 < weight_scale < 1:
+        raise InputError("weight_scale", "a number in (0, 1)", repr(weight_scale))
+    if not isinstance(sdf, Tensor):
+        raise InputError("sdf", "a tensor", type(sdf).__name__)
+    check_floating("sdf", sdf)
+    shape = tuple(sdf.shape)
+    for tail in (grid.node_shape, (grid.n_nodes,)):
+        if shape[len(shape) - len(tail) :] == tail and len(shape) >= len(tail):
+            batch = shape[: len(shape) - len(tail)]
+            if 3 * grid.n_nodes * math.prod(batch) >= 2**31:
+                raise InputError("sdf", f"at most {2**31 // 3:,} nodes in a batch", f"{sdf.numel():,}")
+            return batch
+    raise InputError("sdf", f"shape (*b, {', '.join(map(str, grid.node_shape))}) or (*b, {grid.n_nodes})", str(shape))
+
+
+def _reaches_boundary(field: Tensor) -> bool:
+    sides = [(field.select(axis, end) < 0).any() for axis in (1, 2, 3) for end in (0, -1)]
+    return bool(torch.stack(sides).any())
+
+
+def _closed(
+    grid: Grid, field: Tensor, payload: Tensor, weights: list[Tensor | None]
+) -> tuple[Grid, Tensor, Tensor, list[Tensor | None]]:
+    """Everything with one more layer on each side: outside values, the lattice going on, neutral weights."""
+    b = len(field)
+    outer = grid.padded()
+    rest = outer.nodes(dtype=field.dtype, device=field.device).reshape(*outer.node_shape, 3)
+
+    def pad(rows: Tensor, shape: tuple[int, int, int], mode: str = "constant") -> Tensor:
+        boxed = rows.reshape(b, *shape, -1).movedim(-1, 1)
+        return torch.nn.functional.pad(boxed, (1,) * 6, mode=mode).movedim(1, -1).flatten(0, 3)
+
+    # Payload columns beyond the positions are continued by their boundary values; moved nodes move the layer along.
+    lattice = grid.nodes(dtype=field.dtype, device=field.device).repeat(b, 1)
+    moved = torch.cat((payload[:, :3] - lattice, payload[:, 3:]), 1)
+    moved = pad(moved, grid.node_shape, "replicate")
+    payload = torch.cat((moved[:, :3] + rest.reshape(-1, 3).repeat(b, 1), moved[:, 3:]), 1)
+    field = torch.nn.functional.pad(field, (1,) * 6, value=max(grid.spacing))
+    padded = []
+    for weight in weights:
+        wide = None if weight is None else pad(weight, grid.shape)
+        padded.append(wide.squeeze(1) if wide is not None and weight is not None and weight.ndim == 1 else wide)
+    return outer, field, payload, padded
+
+
+def _extract(
+    grid: Grid,
+    field: Tensor,
+    payload: Tensor,
+    weights: list[Tensor | None],
+    has_attributes: bool,
+    training: bool,
+    weight_scale: float,
+) -> FlexiMesh:
+    compiled = field.device.type == "cpu"
+    connectivity = kernels.connect(field) if compiled else connect(field)
+    alpha, beta, gamma = weights
+    points, deviation = dual_surface(
+        connectivity,
+        field.flatten(),
+        payload,
+        alpha,
+        beta,
+        gamma,
+        centres=training,
+        weight_scale=weight_scale,
+        compiled=compiled,
+    )
+    faces = _fan(connectivity) if training else _split(connectivity, gamma, weight_scale, points)
+    bounds = torch.arange(len(field) + 1, device=field.device)
+    first_slot = torch.searchsorted(connectivity.cell, (bounds * grid.n_cells).to(connectivity.cell.dtype))
+    return FlexiMesh(
+        points[:, :3] if has_attributes else points,
+        faces,
+        vertex_attributes=points[:, 3:] if has_attributes else None,
+        grid=grid,
+        quads=connectivity.quads,
+        quad_edge=connectivity.quad_edge,
+        vertex_cell=connectivity.cell.long()[connectivity.vertex_slot],
+        deviation=deviation,
+        n_crossings=device_tables(field.device).n_incidences[connectivity.row.long()].sum(),
+        vertex_offsets=connectivity.vertex_start.long()[first_slot],
+        quad_offsets=torch.searchsorted(connectivity.quad_edge, bounds * (3 * grid.n_nodes)),
+    )
+
+
+def _fan(connectivity: Connectivity) -> Tensor:
+    """Four triangles a quad, around its centre."""
+    quads = connectivity.quads
+    centre = connectivity.n_vertices + torch.arange(len(quads), device=quads.device)
+    return torch.stack((quads, quads.roll(-1, 1), centre[:, None].expand(-1, 4)), -1).reshape(-1, 3)
+
+
+def _split(connectivity: Connectivity, gamma: Tensor | None, weight_scale: float, points: Tensor) -> Tensor:
+    """Two triangles a quad, along the diagonal whose ends have the larger product of split weights."""
+    quads = connectivity.quads
+    if gamma is None:
+        return quads[:, [0, 1, 3, 1, 2, 3]].reshape(-1, 3)
+    g = quad_weights(connectivity, gamma.detach(), weight_scale, points)
+    along_02 = g[:, 0] * g[:, 2] > g[:, 1] * g[:, 3]
+    # Rotating the quad by one corner turns one split into the other.
+    turned = torch.where(along_02[:, None], quads.roll(1, 1), quads)
+    return turned[:, [0, 1, 3, 1, 2, 3]].reshape(-1, 3)

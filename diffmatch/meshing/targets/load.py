@@ -1,0 +1,108 @@
+"""From what a user has to a target."""
+
+import contextlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffmatch.errors import InputError
+from diffmatch.meshing.files import VOLUME_SUFFIXES, Volume, read_mesh, read_volume
+from diffmatch.meshing.interop import as_mesh
+from diffmatch.meshing.targets.field import FieldTarget
+from diffmatch.meshing.targets.mesh import MeshTarget
+from diffmatch.meshing.targets.target import Target
+from diffmatch.meshing.targets.volume import VolumeTarget
+
+__all__ = ["load_target"]
+
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+FIELD_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence[float | int]] | None = None) -> Target:
+    """A target from a file, a name, or an object.
+
+    Args:
+        source: the path of a mesh or of a volume (.npy, .npz); ``"module:name"`` of a field, with the current folder
+            importable; or a mesh (`as_mesh`), a `Volume`, a field or a target. A named field may be a callable of
+            points (n, 3), an ``nn.Module``, or a class or a function without arguments that makes one.
+        bounds: of a field, see `FieldTarget`; by default the field's own ``bounds`` where it has such an attribute.
+
+    Raises:
+        InputError: whatever is wrong with the file or the object; a module that fails to import, a name it does not
+            have, or one that cannot be called.
+    """
+    if isinstance(source, Target):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        if not Path(text).exists() and FIELD_NAME.fullmatch(text):
+            return _field_target(_named_field(text), bounds)
+        suffix = Path(text).suffix.lower()
+        return VolumeTarget(read_volume(text)) if suffix in VOLUME_SUFFIXES else MeshTarget(read_mesh(text))
+    if isinstance(source, Volume):
+        return VolumeTarget(source)
+    holds_mesh = isinstance(source, (tuple, list)) or hasattr(source, "faces") or hasattr(source, "verts_list")
+    if holds_mesh or (hasattr(source, "geometry") and hasattr(source, "graph")):
+        return MeshTarget(as_mesh(source))
+    if callable(source):
+        return _field_target(source, bounds)
+    raise InputError("target", "a path, module:name, mesh, volume or callable", type(source).__name__)
+
+
+def _field_target(field: Any, bounds: Any) -> FieldTarget:
+    return FieldTarget(field, getattr(field, "bounds", None) if bounds is None else bounds)
+
+
+def _named_field(text: str) -> Any:
+    module_name, name = text.split(":")
+    found: Any
+    try:
+        with _current_folder_importable():
+            found = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # user code may raise anything while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError("target", "a module that can be imported", f"{module_name!r} ({reason})") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise InputError("target", f"a name in module {module_name!r}", repr(name))
+        found = getattr(found, part)
+    if inspect.isclass(found) or _takes_nothing(found):
+        try:
+            found = found()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError("target", "a factory that returns a field", f"{text!r} ({reason})") from error
+    if not callable(found):
+        raise InputError(
+            "target", "a callable of points (n, 3), or a factory of one", f"{type(found).__name__} {text!r}"
+        )
+    return found
+
+
+def _takes_nothing(function: Any) -> bool:
+    """Whether a function can do without an argument, which a field cannot."""
+    if not inspect.isfunction(function):
+        return False
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p for p in parameters if p.kind is p.VAR_POSITIONAL or (p.default is p.empty and p.kind in POSITIONAL)]
+    return not needed
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()  # the module may have been written a moment ago
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -1,0 +1,4 @@
+"""Shared tensor operations."""
+
+from diffmatch.ops.segments import offsets_to_index as offsets_to_index
+from diffmatch.ops.segments import segment_sum as segment_sum

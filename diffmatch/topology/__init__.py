@@ -1,0 +1,1 @@
+"""Persistent homology and topological losses."""
