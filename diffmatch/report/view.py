@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -16,6 +16,7 @@ _UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 _EYE = {"x": (0.50, 0.75, 0.97), "y": (0.75, 0.50, 0.97), "z": (0.75, -0.97, 0.50)}  # from the front, right and above
 
 
+@runtime_checkable
 class MeshLike(Protocol):
     """Anything with triangles: this package's ``Mesh``, a trimesh, a named tuple of arrays."""
 

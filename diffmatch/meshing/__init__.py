@@ -1,0 +1,35 @@
+"""Meshes from scalar fields: grids, differentiable extraction, fitting, metrics, files."""
+
+from diffmatch.meshing.files import Volume as Volume
+from diffmatch.meshing.files import read_mesh as read_mesh
+from diffmatch.meshing.files import read_volume as read_volume
+from diffmatch.meshing.files import write_mesh as write_mesh
+from diffmatch.meshing.fitting import MeshFit as MeshFit
+from diffmatch.meshing.fitting import fit_mesh as fit_mesh
+from diffmatch.meshing.flexicubes import FlexiMesh as FlexiMesh
+from diffmatch.meshing.flexicubes import flexicubes as flexicubes
+from diffmatch.meshing.grid import Grid as Grid
+from diffmatch.meshing.grid import deform_nodes as deform_nodes
+from diffmatch.meshing.grid import inverted_cells as inverted_cells
+from diffmatch.meshing.interop import as_mesh as as_mesh
+from diffmatch.meshing.interop import from_kaolin as from_kaolin
+from diffmatch.meshing.interop import from_pytorch3d as from_pytorch3d
+from diffmatch.meshing.interop import from_trimesh as from_trimesh
+from diffmatch.meshing.interop import to_kaolin as to_kaolin
+from diffmatch.meshing.interop import to_pytorch3d as to_pytorch3d
+from diffmatch.meshing.interop import to_trimesh as to_trimesh
+from diffmatch.meshing.marching_cubes import marching_cubes as marching_cubes
+from diffmatch.meshing.mesh import Mesh as Mesh
+from diffmatch.meshing.metrics import MeshMetrics as MeshMetrics
+from diffmatch.meshing.metrics import mesh_metrics as mesh_metrics
+from diffmatch.meshing.regularizers import edge_length_deviation as edge_length_deviation
+from diffmatch.meshing.regularizers import normal_consistency as normal_consistency
+from diffmatch.meshing.regularizers import sign_change_loss as sign_change_loss
+from diffmatch.meshing.regularizers import weight_magnitude as weight_magnitude
+from diffmatch.meshing.targets import FieldTarget as FieldTarget
+from diffmatch.meshing.targets import MeshTarget as MeshTarget
+from diffmatch.meshing.targets import Target as Target
+from diffmatch.meshing.targets import VolumeTarget as VolumeTarget
+from diffmatch.meshing.targets import load_target as load_target
+from diffmatch.meshing.weights import from_public_order as from_public_order
+from diffmatch.meshing.weights import to_public_order as to_public_order

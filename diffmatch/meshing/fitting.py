@@ -1,0 +1,247 @@
+"""From a target to a mesh: FlexiCubes fitted by gradients."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffmatch.errors import InputError
+from diffmatch.fitting import fit
+from diffmatch.history import FitState, History
+from diffmatch.meshing.flexicubes import FlexiMesh, flexicubes
+from diffmatch.meshing.grid import Grid, deform_nodes
+from diffmatch.meshing.marching_cubes import marching_cubes
+from diffmatch.meshing.mesh import Mesh
+from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics
+from diffmatch.meshing.targets import MeshTarget, Target, load_target
+from diffmatch.optim.registry import optimizer_spec
+
+__all__ = ["MeshFit", "fit_mesh"]
+
+_STEPS = 200
+_RATE = 0.06  # of methods with normalised steps, for parameters in units of a cell; found on closed CAD and organic parts
+_NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
+_MAX_MOVE = 0.4  # of the nodes, in cells
+_SAMPLES = 10_000
+_LEAST = 0.01  # magnitude that the field keeps at a node whose sign is held, in cells
+_DEVIATION = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class MeshFit:
+    """What :func:`fit_mesh` made.
+
+    Attributes:
+        mesh: the fitted mesh, in the target's own coordinates.
+        metrics: its measures against ``target_mesh``.
+        history: how the fit went.
+        target_mesh: the target, or for fields and volumes a finely sampled marching-cubes mesh of it.
+        settings: what the fit was run with.
+    """
+
+    mesh: Mesh
+    metrics: MeshMetrics
+    history: History
+    target_mesh: Mesh
+    settings: dict[str, Any]
+
+
+def fit_mesh(
+    target: Any,
+    *,
+    resolution: int | tuple[int, int, int] = 64,
+    steps: int = _STEPS,
+    optimizer: str = "adam",
+    lr: float | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    field_losses: Sequence[Callable[[Float[Tensor, "x y z"]], Tensor]] = (),
+    keep_signs: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[FitState], object]] = (),
+) -> MeshFit:
+    """Fit a clean, watertight mesh to a target.
+
+    The target is brought into a box of longest side 1.8 inside [-1, 1]^3 and its signed distance sampled at the nodes
+    of a grid. From there field, node positions and cell weights of FlexiCubes are fitted so that the vertices of the
+    extracted mesh, and points drawn on its faces, come to lie on the target: mean squared distance in cells, plus a
+    tenth of L_dev. The mesh is that of the last extraction, without any projection or remeshing.
+
+    Args:
+        target: path of a mesh or volume file, ``"module:name"`` of a field, a mesh, a volume, or a callable that maps
+            points (n, 3) to values (n,), negative inside. See :func:`~diffmatch.meshing.targets.load_target`.
+        resolution: cells of the grid along each side of [-1, 1]^3.
+        steps: steps of the fit.
+        optimizer: a name of :func:`diffmatch.optim.optimizer_names`.
+        lr: learning rate; all parameters are in units of a cell. Default: .06 for methods of Adam's kind, otherwise
+            the optimizer's own.
+        device: where field and weights live. Distances to meshes are computed on the CPU.
+        seed: of the points drawn on the faces.
+        field_losses: further terms, functions of the field at the nodes, shape (nx + 1, ny + 1, nz + 1), in units of
+            length.
+        keep_signs: hold the sign of the field at every node, and with it the topology that the samples of the target
+            have on this grid. Default: True, unless there are ``field_losses``.
+        checkpoint: file to keep the state in; see :func:`diffmatch.fit`.
+        resume: go on from the checkpoint if there is one.
+        progress: show a bar on a terminal.
+        callbacks: called with a :class:`~diffmatch.history.FitState` after each step.
+
+    Raises:
+        InputError: the target cannot be read or bounds no solid, its field does not change sign on the grid, the grid
+            is too large for the memory, or a setting is unknown.
+    """
+    device = torch.device(device)
+    grid = _grid(resolution, device)
+    if steps < 1:
+        raise InputError("steps", "a whole number of at least 1", repr(steps))
+    optimizer_spec(optimizer)
+    aim = target if isinstance(target, Target) else load_target(target)
+    start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(torch.float32)
+    inside = start < 0
+    if not bool(inside.any()) or bool(inside.all()):
+        raise InputError(
+            "target",
+            "a field that changes sign on the grid (a finer resolution finds thinner parts)",
+            f"only {'negative' if bool(inside.any()) else 'positive'} values at {grid.n_nodes:,} nodes",
+        )
+    shape = _Shape(grid, start, hold=not field_losses if keep_signs is None else keep_signs)
+    settings = {
+        "resolution": list(grid.shape),
+        "steps": steps,
+        "optimizer": optimizer,
+        "lr": lr if lr is not None else _RATE if optimizer in _NORMALISED else optimizer_spec(optimizer).lr,
+        "seed": seed,
+        "keep_signs": shape.hold,
+    }
+    generator = torch.Generator().manual_seed(seed)
+    history = fit(
+        shape.parameters,
+        _loss(shape, aim, field_losses, generator),
+        optimizer=optimizer,
+        lr=settings["lr"],
+        optimizer_options={"betas": (0.9, 0.99)} if optimizer in ("adam", "adamw") else None,
+        steps=steps,
+        schedule="cosine",
+        warmup=min(10, steps // 2),
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+        callbacks=callbacks,
+        generators=[generator],
+        fingerprint={**settings, "target": hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()},
+    )
+    with torch.no_grad():
+        made = shape.extract(training=False)
+    mesh = Mesh(aim.normalization.inverse(made.vertices.double()), made.faces).to("cpu")
+    wanted = _target_mesh(aim, grid)
+    return MeshFit(mesh, mesh_metrics(mesh, wanted, seed=seed), history, wanted, settings)
+
+
+def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
+    """The grid, if a fit on it fits into memory."""
+    cells = (resolution,) * 3 if isinstance(resolution, int) else tuple(resolution)
+    if len(cells) != 3 or not all(isinstance(n, int) and n >= 1 for n in cells):
+        raise InputError("resolution", "one or three whole numbers of at least 1", repr(resolution))
+    needed = 4 * 5 * 25 * cells[0] * cells[1] * cells[2]
+    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _physical_memory()
+    if needed > 0.8 * memory:
+        raise InputError(
+            "resolution", f"a fit that takes at most {0.8 * memory / 2**30:.1f} GiB", f"{needed / 2**30:.1f} GiB: {cells}"
+        )
+    return Grid.box(cells, low=(-1.0,) * 3, high=(1.0,) * 3)
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system: assume a common size
+        return 16 * 2**30
+
+
+class _Shape:
+    """The parameters of a FlexiCubes fit, in units of a cell, and the mesh they stand for."""
+
+    def __init__(self, grid: Grid, sdf: Float[Tensor, " nodes"], *, hold: bool) -> None:
+        self.grid, self.hold = grid, hold
+        self.cell = sum(grid.spacing) / 3
+        self.inside = sdf < 0
+        # Far from the surface the field only needs its sign; large values would make it stiff.
+        self.field = (sdf / self.cell).clamp(-4, 4).requires_grad_()
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=sdf.device, requires_grad=True)
+
+        self.deformation = zeros(grid.n_nodes, 3)
+        self.alpha, self.beta, self.gamma = zeros(grid.n_cells, 8), zeros(grid.n_cells, 12), zeros(grid.n_cells)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.field, self.deformation, self.alpha, self.beta, self.gamma]
+
+    def extract(self, *, training: bool) -> FlexiMesh:
+        if self.hold:
+            # In place, as a projection: a value that a step has pushed across zero stays free to move back.
+            with torch.no_grad():
+                self.field.copy_(
+                    torch.where(self.inside, self.field.clamp(max=-_LEAST), self.field.clamp(min=_LEAST))
+                )
+        return flexicubes(
+            self.grid,
+            self.field,
+            positions=deform_nodes(self.grid, self.deformation, max_move=_MAX_MOVE),
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            training=training,
+            boundary="close",
+        )
+
+
+def _loss(
+    shape: _Shape,
+    target: Target,
+    field_losses: Sequence[Callable[[Tensor], Tensor]],
+    generator: torch.Generator,
+) -> Callable[[], dict[str, Tensor]]:
+    def loss() -> dict[str, Tensor]:
+        mesh = shape.extract(training=True)
+        n_dual = len(mesh.deviation)
+        points = torch.cat((mesh.vertices[:n_dual], mesh.sample(_SAMPLES, generator).points)) if n_dual else mesh.vertices
+        squared = ((points - _nearest(target, points.detach())) / shape.cell).square().sum(1)
+        terms = {
+            "vertices": squared[:n_dual].sum() / max(n_dual, 1),
+            "faces": 2 * squared[n_dual:].sum() / max(len(squared) - n_dual, 1),
+            "deviation": _DEVIATION / shape.cell * mesh.l_dev,
+        }
+        field = (shape.field * shape.cell).reshape(shape.grid.node_shape)
+        for i, term in enumerate(field_losses):
+            terms[f"field {i}" if len(field_losses) > 1 else "field"] = term(field)
+        return terms
+
+    return loss
+
+
+def _nearest(target: Target, points: Tensor) -> Tensor:
+    """Nearest points of a target: exact for meshes, by a Newton step along the gradient for fields."""
+    if isinstance(target, MeshTarget):
+        return target.closest(points).points
+    value, gradient = target.value_and_gradient(points)
+    square = gradient.square().sum(1).clamp_min(torch.finfo(points.dtype).tiny)
+    return points - (value / square).unsqueeze(1) * gradient
+
+
+def _target_mesh(target: Target, grid: Grid) -> Mesh:
+    """The target as a mesh in its own coordinates."""
+    if isinstance(target, MeshTarget):
+        mesh = target.mesh
+    else:
+        fine = Grid.box(tuple(max(2 * n, 128) for n in grid.shape), low=(-1.0,) * 3, high=(1.0,) * 3)  # type: ignore[arg-type]
+        mesh = marching_cubes(fine, target.sdf(fine.nodes(dtype=torch.float64)))
+    return Mesh(target.normalization.inverse(mesh.vertices.double()), mesh.faces)
