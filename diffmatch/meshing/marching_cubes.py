@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_floating, check_same_device, check_shape
-from diffmatch.meshing.case_tables import N_CASES, case_tables
+from diffmatch.meshing.case_tables import N_CASES, case_tables, cell_geometry
 from diffmatch.meshing.connectivity import case_ids
 from diffmatch.meshing.dual_surface import crossing
 from diffmatch.meshing.grid import Grid
@@ -95,8 +95,14 @@ def _triangles(device: torch.device) -> Tensor:
     triangles = np.full((N_CASES, _MAX_TRIANGLES, 3), -1, np.int8)
     for case in range(N_CASES):
         fans = []
+        problem = tables.problem_face[case]
+        taboo = cell_geometry().face_edges[problem] if problem >= 0 else []
         for loop in range(int(tables.n_loops[case])):
             ring = tables.loop_edges[case, tables.loop_start[case, loop] : tables.loop_start[case, loop + 1]]
+            # A chord between two edges of a face that the loop meets twice would lie in that face, where the
+            # neighbouring cell may have the same one: the fan starts at an edge elsewhere.
+            start = int(np.argmin(np.isin(ring, taboo)))
+            ring = np.roll(ring, -start)
             fans += [(ring[0], ring[i], ring[i + 1]) for i in range(1, len(ring) - 1)]
         triangles[case, : len(fans)] = np.array(fans).reshape(-1, 3)
     used = int((triangles[..., 0] >= 0).sum(1).max())
