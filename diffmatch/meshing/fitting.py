@@ -24,7 +24,9 @@ from diffmatch.optim.registry import optimizer_spec
 __all__ = ["MeshFit", "fit_mesh"]
 
 _STEPS = 200
-_RATE = 0.06  # of methods with normalised steps, for parameters in units of a cell; found on closed CAD and organic parts
+_RATE = (
+    0.06  # of methods with normalised steps, for parameters in units of a cell; found on closed CAD and organic parts
+)
 _NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
 _MAX_MOVE = 0.4  # of the nodes, in cells
 _SAMPLES = 10_000
@@ -153,7 +155,9 @@ def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _physical_memory()
     if needed > 0.8 * memory:
         raise InputError(
-            "resolution", f"a fit that takes at most {0.8 * memory / 2**30:.1f} GiB", f"{needed / 2**30:.1f} GiB: {cells}"
+            "resolution",
+            f"a fit that takes at most {0.8 * memory / 2**30:.1f} GiB",
+            f"{needed / 2**30:.1f} GiB: {cells}",
         )
     return Grid.box(cells, low=(-1.0,) * 3, high=(1.0,) * 3)
 
@@ -189,9 +193,7 @@ class _Shape:
         if self.hold:
             # In place, as a projection: a value that a step has pushed across zero stays free to move back.
             with torch.no_grad():
-                self.field.copy_(
-                    torch.where(self.inside, self.field.clamp(max=-_LEAST), self.field.clamp(min=_LEAST))
-                )
+                self.field.copy_(torch.where(self.inside, self.field.clamp(max=-_LEAST), self.field.clamp(min=_LEAST)))
         return flexicubes(
             self.grid,
             self.field,
@@ -213,7 +215,9 @@ def _loss(
     def loss() -> dict[str, Tensor]:
         mesh = shape.extract(training=True)
         n_dual = len(mesh.deviation)
-        points = torch.cat((mesh.vertices[:n_dual], mesh.sample(_SAMPLES, generator).points)) if n_dual else mesh.vertices
+        points = (
+            torch.cat((mesh.vertices[:n_dual], mesh.sample(_SAMPLES, generator).points)) if n_dual else mesh.vertices
+        )
         squared = ((points - _nearest(target, points.detach())) / shape.cell).square().sum(1)
         terms = {
             "vertices": squared[:n_dual].sum() / max(n_dual, 1),

@@ -31,7 +31,7 @@ class FlexiMesh(Mesh):
             ``boundary="close"`` had something to close.
         quads: dual vertices of each quad, counter-clockwise seen from outside, shape (q, 4), int64.
         quad_edge: grid edge ``3 * node + axis`` that each quad stands for, shape (q,), int64.
-        vertex_cell: cell that holds each dual vertex, shape (dual,), int64; of item b it is ``b * grid.n_cells`` higher.
+        vertex_cell: cell that holds each dual vertex, shape (dual,), int64; ``b * grid.n_cells`` higher for item b.
         deviation: sum over the crossing points of a dual vertex of how far their distance to it deviates from the
             mean distance, shape (dual,).
         n_crossings: crossing points of all dual vertices together, shape ().
