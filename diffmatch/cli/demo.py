@@ -86,14 +86,13 @@ def _mesh_job(report: "Report", settings: DemoSettings) -> "list[Metric]":
     from diffmatch.meshing.shapes import demo_part
     from diffmatch.report.mesh_fit import add_mesh_fit, key_mesh_metrics
 
-    chosen = {} if settings.optimizer is None else {"optimizer": settings.optimizer}
     result = fit_mesh(
         demo_part,
         resolution=_MESH_RESOLUTION,
         device=settings.device,
         seed=settings.seed,
         progress=settings.progress,
-        **chosen,
+        optimizer=settings.optimizer,
     )
     write_mesh(settings.folder / "out.glb", result.mesh)
     write_json(settings.folder / "out.json", describe_fit(result, target="demo part", device=settings.device))

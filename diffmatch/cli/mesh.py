@@ -62,7 +62,9 @@ def mesh(
             checkpoint=checkpoint,
             resume=resume,
             progress=not job.quiet,
-            **{name: value for name, value in given.items() if value is not None},
+            steps=steps,
+            lr=lr,
+            optimizer=job.optimizer,
         )
         write_mesh(output, result.mesh)
         write_json(metrics, describe_fit(result, target=target, device=device))

@@ -57,8 +57,8 @@ def fit_mesh(
     target: Any,
     *,
     resolution: int | tuple[int, int, int] = 64,
-    steps: int = _STEPS,
-    optimizer: str = "adam",
+    steps: int | None = None,
+    optimizer: str | None = None,
     lr: float | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -80,8 +80,8 @@ def fit_mesh(
         target: path of a mesh or volume file, ``"module:name"`` of a field, a mesh, a volume, or a callable that maps
             points (n, 3) to values (n,), negative inside. See :func:`~diffmatch.meshing.targets.load_target`.
         resolution: cells of the grid along each side of [-1, 1]^3.
-        steps: steps of the fit.
-        optimizer: a name of :func:`diffmatch.optim.optimizer_names`.
+        steps: steps of the fit; default 200.
+        optimizer: a name of :func:`diffmatch.optim.optimizer_names`; default "adam".
         lr: learning rate; all parameters are in units of a cell. Default: .06 for methods of Adam's kind, otherwise
             the optimizer's own.
         device: where field and weights live. Distances to meshes are computed on the CPU.
@@ -101,6 +101,7 @@ def fit_mesh(
     """
     device = torch.device(device)
     grid = _grid(resolution, device)
+    steps, optimizer = _STEPS if steps is None else steps, optimizer or "adam"
     if steps < 1:
         raise InputError("steps", "a whole number of at least 1", repr(steps))
     optimizer_spec(optimizer)
@@ -114,11 +115,13 @@ def fit_mesh(
             f"only {'negative' if bool(inside.any()) else 'positive'} values at {grid.n_nodes:,} nodes",
         )
     shape = _Shape(grid, start, hold=not field_losses if keep_signs is None else keep_signs)
-    settings = {
+    if lr is None:
+        lr = _RATE if optimizer in _NORMALISED else optimizer_spec(optimizer).lr
+    settings: dict[str, Any] = {
         "resolution": list(grid.shape),
         "steps": steps,
         "optimizer": optimizer,
-        "lr": lr if lr is not None else _RATE if optimizer in _NORMALISED else optimizer_spec(optimizer).lr,
+        "lr": lr,
         "seed": seed,
         "keep_signs": shape.hold,
     }
@@ -127,7 +130,7 @@ def fit_mesh(
         shape.parameters,
         _loss(shape, aim, field_losses, generator),
         optimizer=optimizer,
-        lr=settings["lr"],
+        lr=lr,
         optimizer_options={"betas": (0.9, 0.99)} if optimizer in ("adam", "adamw") else None,
         steps=steps,
         schedule="cosine",

@@ -157,7 +157,7 @@ def test_the_noise_needs_repairs():
 def test_single_precision_and_default_weights_give_the_same_mesh(modules, weighted, training):
     """Without weights theirs is single precision whatever its inputs are."""
     grid, field, positions, weights = problem((9, 8, 10), 101, dtype=torch.float32)
-    weights = weights if weighted else None
+    weights = weights if weighted else None  # then all diagonals of quads are ties, and fall alike
     vertices, faces, deviations = public(modules, grid, field, positions, weights, training=training)
     mesh = ours(grid, field, positions, weights, training=training)
     assert_same_mesh(mesh, vertices, faces, tolerance=1e-4)  # theirs is written as a difference of products
