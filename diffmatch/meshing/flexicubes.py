@@ -250,14 +250,11 @@ def _fan(connectivity: Connectivity) -> Tensor:
 
 
 def _split(connectivity: Connectivity, gamma: Tensor | None, weight_scale: float, points: Tensor) -> Tensor:
-    """Two triangles a quad, along the diagonal whose ends have the larger product of split weights.
-
-    Ties go to corners 0 and 2: so they do in the public implementation, which counts the corners from the next one on.
-    """
+    """Two triangles a quad, along the diagonal whose ends have the larger product of split weights; ties along 1-3."""
     quads = connectivity.quads
     if gamma is not None:
         g = quad_weights(connectivity, gamma.detach(), weight_scale, points)
-        along_13 = g[:, 1] * g[:, 3] > g[:, 0] * g[:, 2]
+        along_02 = g[:, 0] * g[:, 2] > g[:, 1] * g[:, 3]
         # Turning the quad by one corner makes one split into the other.
-        quads = torch.where(along_13[:, None], quads.roll(-1, 1), quads)
-    return quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
+        quads = torch.where(along_02[:, None], quads.roll(1, 1), quads)
+    return quads[:, [0, 1, 3, 1, 2, 3]].reshape(-1, 3)
