@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JOBS", "DemoSettings", "demo"]
 
-_MESH_RESOLUTION = 48
+_MESH_RESOLUTION, _MESH_STEPS = 48, 100  # well converged, and below 40 s on two cores
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def _mesh_job(report: "Report", settings: DemoSettings) -> "list[Metric]":
     result = fit_mesh(
         demo_part,
         resolution=_MESH_RESOLUTION,
+        steps=_MESH_STEPS,
         device=settings.device,
         seed=settings.seed,
         progress=settings.progress,

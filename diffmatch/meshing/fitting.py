@@ -151,7 +151,7 @@ def fit_mesh(
 
 def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
     """The grid, if a fit on it fits into memory."""
-    cells = (resolution,) * 3 if isinstance(resolution, int) else tuple(resolution)
+    cells = tuple(resolution) if isinstance(resolution, (tuple, list)) else (resolution,) * 3
     if len(cells) != 3 or not all(isinstance(n, int) and n >= 1 for n in cells):
         raise InputError("resolution", "one or three whole numbers of at least 1", repr(resolution))
     needed = 4 * 5 * 25 * cells[0] * cells[1] * cells[2]

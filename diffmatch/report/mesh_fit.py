@@ -61,7 +61,7 @@ _KEY = (
     "mean",
     "hausdorff",
     "normal_error_percent",
-    "f1",
+    "volume_ratio",
     "watertight",
     "nonmanifold_edges",
     "bodies",
@@ -123,13 +123,15 @@ def add_mesh_fit(report: Report, fit: Any, *, name: str = "target", up: Axis = "
     if fit.metrics is not None:
         report.add_headline(key_mesh_metrics(fit.metrics, headline=True))
     _add_pictures(report, fit, name, up)
+    caption = "Lengths are in the target's box, whose longest side is 1.8."
     if fit.metrics is not None:
-        report.add_metrics(
-            list_mesh_metrics(fit.metrics), caption="Lengths are in the target's box, whose longest side is 1.8."
-        )
+        report.add_metrics(key_mesh_metrics(fit.metrics), caption=caption)
+        every = list_mesh_metrics(fit.metrics)
+        report.add_metrics(every, caption=caption, folded=f"All {len(every)} figures")
     if history.loss:
-        caption = f"{history.steps} steps in {history.seconds:.1f} s: {history.message or history.status}."
-        report.add_curves(history, caption=caption)
+        report.add_curves(
+            history, caption=f"{history.steps} steps in {history.seconds:.1f} s: {history.message or history.status}."
+        )
 
 
 def _add_pictures(report: Report, fit: Any, name: str, up: Axis) -> None:

@@ -94,8 +94,14 @@ class Report:
             f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
-    def add_metrics(self, metrics: Sequence[Metric], *, caption: str = "") -> None:
-        """Add a table of measured quantities with their units and what they mean."""
+    def add_metrics(self, metrics: Sequence[Metric], *, caption: str = "", folded: str = "") -> None:
+        """Add a table of measured quantities with their units and what they mean.
+
+        Args:
+            metrics: one row each.
+            caption: what the table shows.
+            folded: shown instead, until a click on it opens the table.
+        """
         rows = "".join(
             f'<tr><th scope="row">{html.escape(metric.name)}</th>'
             f'<td class="number">{html.escape(format_value(metric.value))}</td>'
@@ -104,9 +110,10 @@ class Report:
         )
         title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         head = "".join(f'<th scope="col"{c}>{name}</th>' for name, c in _METRIC_COLUMNS)
-        self._parts.append(
-            f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        )
+        table = f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        if folded:
+            table = f"<details><summary>{html.escape(folded)}</summary>{table}</details>"
+        self._parts.append(table)
 
     def add_curves(
         self,

@@ -83,7 +83,7 @@ def test_the_mesh_and_its_measures_are_written_beside_each_other(fit, out, capsy
     assert f"{out}: 2 steps in 0.5 s" in shown
 
 
-def test_only_what_was_given_is_passed_on(fit, out):
+def test_what_was_not_given_is_left_to_the_fit(fit, out):
     main(["mesh", "part.stl", "-o", str(out), "--device", "cpu"])
     ((target, options),) = fit.calls
     assert target == "part.stl"
@@ -94,6 +94,9 @@ def test_only_what_was_given_is_passed_on(fit, out):
         "checkpoint": out.with_name("out.obj.checkpoint"),
         "resume": True,
         "progress": True,
+        "steps": None,
+        "lr": None,
+        "optimizer": None,
     }
 
 

@@ -123,6 +123,14 @@ def test_every_text_is_escaped():
     assert escaping.escape(NASTY) in text
 
 
+def test_a_folded_table_is_there_but_closed():
+    report = Report("Folded")
+    report.add_metrics([Metric("mean distance", 0.5)], folded="All 1 figures")
+    tags = [tag for tag, _ in Page(report.html()).tags]
+    assert tags.index("details") < tags.index("summary") < tags.index("table")
+    assert "open" not in Page(report.html()).attributes("details")[0]
+
+
 def test_without_figures_no_script_is_embedded_and_plotly_is_not_needed(monkeypatch):
     def missing(module, *, extra):
         raise MissingExtraError(module)
