@@ -1,9 +1,9 @@
 """FlexiCubes against the public implementation, and marching cubes against scikit-image, by cells a side.
 
-The public implementation (nv-tlabs/FlexiCubes) takes part if ``DIFFMATCH_FLEXICUBES`` names the folder of a
-checkout. Both get the same field, node positions and weights in single precision; how far vertices and gradients are from ours
-stands beside each time. Our forward time over the sizes is fitted by ``a n^2 + b n^3``: what grows with the surface,
-and what grows with the volume.
+The public implementation (nv-tlabs/FlexiCubes) takes part where ``DIFFMATCH_FLEXICUBES`` names the folder of a
+checkout. Both get the same field, node positions and weights in single precision; how far vertices and gradients are
+from ours stands beside each time. Our forward time over the sizes is fitted by ``a n^2 + b n^3``: what grows with the
+surface, and what grows with the volume.
 """
 
 import logging
