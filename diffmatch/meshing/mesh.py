@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_floating, check_same_device, check_shape
+from diffmatch.ops import gather_rows
 
 __all__ = ["Mesh", "SurfaceSamples", "check_values"]
 
@@ -64,7 +65,7 @@ class Mesh:
     @property
     def corners(self) -> Float[Tensor, "f 3 3"]:
         """Positions of the three corners of each face, shape (f, 3 corners, 3)."""
-        return self.vertices[self.faces]
+        return gather_rows(self.vertices, self.faces)
 
     @property
     def area_vectors(self) -> Float[Tensor, "f 3"]:
@@ -123,7 +124,7 @@ class Mesh:
         faces = faces.clamp(max=max(len(self.faces) - 1, 0))
         root, split = draws[:, 1].sqrt(), draws[:, 2]  # uniform in the triangle: the square root spreads by area
         weights = torch.stack([1 - root, root * (1 - split), root * split], dim=1).to(self.vertices.dtype)
-        points = (weights[:, :, None] * self.vertices[self.faces[faces]]).sum(1)
+        points = (weights[:, :, None] * gather_rows(self.vertices, self.faces[faces])).sum(1)
         return SurfaceSamples(points, faces, weights)
 
     def to(self: M, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> M:
