@@ -1,5 +1,6 @@
 """Meshes from scalar fields: grids, differentiable extraction, fitting, metrics, files."""
 
+from diffmatch.meshing.dual_contouring import dual_contouring as dual_contouring
 from diffmatch.meshing.files import Volume as Volume
 from diffmatch.meshing.files import read_mesh as read_mesh
 from diffmatch.meshing.files import read_volume as read_volume
@@ -22,6 +23,7 @@ from diffmatch.meshing.marching_cubes import marching_cubes as marching_cubes
 from diffmatch.meshing.mesh import Mesh as Mesh
 from diffmatch.meshing.metrics import MeshMetrics as MeshMetrics
 from diffmatch.meshing.metrics import mesh_metrics as mesh_metrics
+from diffmatch.meshing.metrics import mesh_validity as mesh_validity
 from diffmatch.meshing.regularizers import edge_length_deviation as edge_length_deviation
 from diffmatch.meshing.regularizers import normal_consistency as normal_consistency
 from diffmatch.meshing.regularizers import sign_change_loss as sign_change_loss

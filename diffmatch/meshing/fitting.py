@@ -1,27 +1,32 @@
 """From a target to a mesh: FlexiCubes fitted by gradients."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import ndimage
 from torch import Tensor
 
 from diffmatch.errors import InputError
 from diffmatch.fitting import fit
 from diffmatch.history import FitState, History
+from diffmatch.meshing.dual_contouring import dual_contouring
 from diffmatch.meshing.flexicubes import FlexiMesh, flexicubes
 from diffmatch.meshing.grid import Grid, deform_nodes
-from diffmatch.meshing.marching_cubes import marching_cubes
 from diffmatch.meshing.mesh import Mesh
 from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics
 from diffmatch.meshing.targets import MeshTarget, Target, load_target
 from diffmatch.optim.registry import optimizer_spec
 
 __all__ = ["MeshFit", "fit_mesh"]
+
+logger = logging.getLogger(__name__)
 
 _STEPS = 200
 _RATE = (
@@ -42,7 +47,7 @@ class MeshFit:
         mesh: the fitted mesh, in the target's own coordinates.
         metrics: its measures against ``target_mesh``.
         history: how the fit went.
-        target_mesh: the target, or for fields and volumes a finely sampled marching-cubes mesh of it.
+        target_mesh: the target, or for fields and volumes a mesh of it by dual contouring at twice the resolution.
         settings: what the fit was run with.
     """
 
@@ -64,6 +69,7 @@ def fit_mesh(
     seed: int = 0,
     field_losses: Sequence[Callable[[Float[Tensor, "x y z"]], Tensor]] = (),
     keep_signs: bool | None = None,
+    smallest_part: int = 8,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -90,6 +96,8 @@ def fit_mesh(
             length.
         keep_signs: hold the sign of the field at every node, and with it the topology that the samples of the target
             have on this grid. Default: True, unless there are ``field_losses``.
+        smallest_part: bodies and cavities of fewer nodes are left out, with a warning in the log: at that size they
+            are mostly traces of overlapping triangles or noise. The largest body always stays.
         checkpoint: file to keep the state in; see :func:`diffmatch.fit`.
         resume: go on from the checkpoint if there is one.
         progress: show a bar on a terminal.
@@ -107,6 +115,7 @@ def fit_mesh(
     optimizer_spec(optimizer)
     aim = target if isinstance(target, Target) else load_target(target)
     start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(torch.float32)
+    start = _without_specks(grid, start, smallest_part)
     inside = start < 0
     if not bool(inside.any()) or bool(inside.all()):
         raise InputError(
@@ -124,6 +133,7 @@ def fit_mesh(
         "lr": lr,
         "seed": seed,
         "keep_signs": shape.hold,
+        "smallest_part": smallest_part,
     }
     generator = torch.Generator().manual_seed(seed)
     history = fit(
@@ -163,6 +173,32 @@ def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
             f"{needed / 2**30:.1f} GiB: {cells}",
         )
     return Grid.box(cells, low=(-1.0,) * 3, high=(1.0,) * 3)
+
+
+def _without_specks(grid: Grid, sdf: Float[Tensor, " nodes"], smallest: int) -> Float[Tensor, " nodes"]:
+    """The field with the bodies and cavities of fewer than ``smallest`` nodes turned to the sign around them."""
+    inside = (sdf < 0).reshape(grid.node_shape).cpu().numpy()
+    # The surface separates inside corners that share only a face diagonal, so bodies connect along grid edges alone,
+    # and what lies outside connects along diagonals too.
+    bodies, n_bodies = ndimage.label(inside)
+    voids, n_voids = ndimage.label(~np.pad(inside, 1), np.ones((3, 3, 3)))
+    small_bodies = _small(bodies, n_bodies, smallest)
+    small_voids = _small(voids, n_voids, smallest)[1:-1, 1:-1, 1:-1]
+    specks = small_bodies | small_voids
+    if not specks.any():
+        return sdf
+    logger.warning("left out bodies or cavities of fewer than %d nodes: %d nodes in all", smallest, specks.sum())
+    return torch.where(torch.from_numpy(specks).flatten().to(sdf.device), -sdf, sdf)
+
+
+def _small(labels: np.ndarray, n: int, smallest: int) -> np.ndarray:
+    """Where the labelled parts other than the largest have fewer elements than ``smallest``."""
+    sizes = np.bincount(labels.ravel(), minlength=n + 1)
+    sizes[0] = smallest  # the complement is not a part
+    small = sizes < smallest
+    if n:
+        small[1 + sizes[1:].argmax()] = False
+    return np.asarray(small[labels])
 
 
 def _physical_memory() -> int:
@@ -247,8 +283,8 @@ def _nearest(target: Target, points: Tensor) -> Tensor:
 def _target_mesh(target: Target, grid: Grid) -> Mesh:
     """The target as a mesh in its own coordinates."""
     if isinstance(target, MeshTarget):
-        mesh = target.mesh
+        mesh = target.surface
     else:
         fine = Grid.box(tuple(max(2 * n, 128) for n in grid.shape), low=(-1.0,) * 3, high=(1.0,) * 3)  # type: ignore[arg-type]
-        mesh = marching_cubes(fine, target.sdf(fine.nodes(dtype=torch.float64)))
+        mesh = dual_contouring(fine, target.sdf(fine.nodes(dtype=torch.float64)), target.value_and_gradient)
     return Mesh(target.normalization.inverse(mesh.vertices.double()), mesh.faces)

@@ -51,6 +51,7 @@ class MeshTarget:
 
     Attributes:
         mesh: the oriented mesh with its caps, in the box, float64 on the CPU.
+        surface: the part of ``mesh`` that distances and samples are taken from: without what is buried in other parts.
         closed: whether the mesh was closed as it came.
         normalization: from the mesh's own coordinates to the box.
         bounds: low and high corner in the box, float64 on the CPU.
@@ -73,8 +74,8 @@ class MeshTarget:
         vertices, faces, self._winding, self.closed = oriented_solid(boxed, mesh.faces.numpy())
         self.mesh = Mesh(torch.from_numpy(vertices), torch.from_numpy(faces))
         visible_vertices, visible_faces, self._buried = visible_triangles(vertices, faces, self._winding)
-        self._surface = Mesh(torch.from_numpy(visible_vertices), torch.from_numpy(visible_faces))
-        self._normals = self._surface.face_normals
+        self.surface = Mesh(torch.from_numpy(visible_vertices), torch.from_numpy(visible_faces))
+        self._normals = self.surface.face_normals
         self._tree = igl.AABB()
         self._tree.init(visible_vertices, visible_faces)
 
@@ -135,7 +136,7 @@ class MeshTarget:
             device: of the result.
             dtype: of the result.
         """
-        points, faces, _ = self._surface.sample(n, generator)
+        points, faces, _ = self.surface.sample(n, generator)
         return points.to(device, dtype), self._normals[faces].to(device, dtype)
 
     def feature_edges(self, angle_degrees: float | int = 30.0) -> Float[Tensor, "k 2 3"]:
@@ -200,7 +201,7 @@ class MeshTarget:
         """Squared distances, faces and nearest points."""
         if len(queries) == 0:
             return np.empty(0), np.empty(0, dtype=np.int64), np.empty((0, 3))
-        surface = self._surface
+        surface = self.surface
         squared, face, nearest = self._tree.squared_distance(surface.vertices.numpy(), surface.faces.numpy(), queries)
         return squared, face, np.ascontiguousarray(nearest)
 
