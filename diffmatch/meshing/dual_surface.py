@@ -23,7 +23,6 @@ from torch import Tensor
 from diffmatch.meshing import kernels
 from diffmatch.meshing.connectivity import Connectivity
 from diffmatch.meshing.kernels import CENTRE_EPS, DISTANCE_EPS, STEEPEST
-from diffmatch.meshing.weights import corner_weight, corner_weight_slope, split_weight, split_weight_slope
 from diffmatch.ops import segment_sum
 
 
@@ -31,12 +30,11 @@ def dual_surface(
     connectivity: Connectivity,
     field: Float[Tensor, " n"],
     payload: Float[Tensor, "n d"],
-    alpha: Float[Tensor, "c 8"] | None,
-    beta: Float[Tensor, "c 12"] | None,
-    gamma: Float[Tensor, " c"] | None,
+    corner_weights: Float[Tensor, "k 8"] | None,
+    edge_weights: Float[Tensor, "k 12"] | None,
+    split_weights: Float[Tensor, " k"] | None,
     *,
     centres: bool,
-    weight_scale: float,
     compiled: bool,
 ) -> tuple[Float[Tensor, "points d"], Float[Tensor, " v"]]:
     """Payload at the dual vertices (and the quad centres behind them), and the deviation of each dual vertex.
@@ -45,15 +43,14 @@ def dual_surface(
         connectivity: which cells and edges the surface crosses.
         field: node values.
         payload: columns to interpolate; the first three are the positions.
-        alpha: raw corner weights, beta: raw edge weights, gamma: raw split weights of each cell; None for neutral ones.
-        beta: see alpha.
-        gamma: see alpha.
+        corner_weights: weights A of the surface cells, positive; None for ones.
+        edge_weights: weights B of the surface cells, positive; None for ones.
+        split_weights: weights G of the surface cells, positive; None for equal ones.
         centres: append the centre of each quad.
-        weight_scale: reach of the weights.
         compiled: use the numba kernels (tensors on the CPU only).
     """
     result: tuple[Tensor, Tensor] = _DualSurface.apply(
-        field, payload, alpha, beta, gamma, connectivity, centres, weight_scale, compiled
+        field, payload, corner_weights, edge_weights, split_weights, connectivity, centres, compiled
     )
     return result
 
@@ -64,41 +61,38 @@ class _DualSurface(torch.autograd.Function):
         ctx: Any,
         field: Tensor,
         payload: Tensor,
-        alpha: Tensor | None,
-        beta: Tensor | None,
-        gamma: Tensor | None,
+        corner_weights: Tensor | None,
+        edge_weights: Tensor | None,
+        split_weights: Tensor | None,
         connectivity: Connectivity,
         centres: bool,
-        weight_scale: float,
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         forward = kernels.dual_surface if compiled else surface_forward
-        points, deviation = forward(connectivity, field, payload, alpha, beta, gamma, centres, weight_scale)
-        ctx.save_for_backward(field, payload, alpha, beta, gamma, points)
-        ctx.settings = connectivity, centres, weight_scale, compiled
+        points, deviation = forward(connectivity, field, payload, corner_weights, edge_weights, split_weights, centres)
+        ctx.save_for_backward(field, payload, corner_weights, edge_weights, split_weights, points)
+        ctx.settings = connectivity, centres, compiled
         return points, deviation
 
     @staticmethod
     def backward(ctx: Any, grad_points: Tensor, grad_deviation: Tensor) -> tuple[Tensor | None, ...]:
-        connectivity, centres, weight_scale, compiled = ctx.settings
+        connectivity, centres, compiled = ctx.settings
         # With create_graph=True autograd records this very function, so it has to be made of tensor operations.
         backward = kernels.dual_surface_backward if compiled and not torch.is_grad_enabled() else surface_backward
-        field, payload, alpha, beta, gamma, points = ctx.saved_tensors
+        field, payload, corner_weights, edge_weights, split_weights, points = ctx.saved_tensors
         grads = backward(
             connectivity,
             field,
             payload,
-            alpha,
-            beta,
-            gamma,
+            corner_weights,
+            edge_weights,
+            split_weights,
             points,
             grad_points,
             grad_deviation,
             centres,
-            weight_scale,
-            ctx.needs_input_grad,
         )
-        return *grads, None, None, None, None
+        return *grads, None, None, None
 
 
 def crossing(low: Tensor, high: Tensor) -> Tensor:
@@ -137,25 +131,24 @@ def surface_forward(
     connectivity: Connectivity,
     field: Tensor,
     payload: Tensor,
-    alpha: Tensor | None,
-    beta: Tensor | None,
-    gamma: Tensor | None,
+    corner_weights: Tensor | None,
+    edge_weights: Tensor | None,
+    split_weights: Tensor | None,
     centres: bool,
-    weight_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The function in tensor operations; differentiable by autograd as well, which is how the backward is tested."""
     rows, n_vertices = connectivity.incidences, connectivity.n_vertices
     low, high = field[rows.node].unbind(1)
     x0, x1 = payload[rows.node].unbind(1)
     a, b = low, high
-    if alpha is not None:
-        weight = corner_weight(alpha[connectivity.cell[rows.slot, None], rows.corner], weight_scale)
+    if corner_weights is not None:
+        weight = corner_weights[rows.slot[:, None], rows.corner]
         a, b = low * weight[:, 0], high * weight[:, 1]
     u = torch.lerp(x0, x1, crossing(a, b).unsqueeze(1))
-    if beta is None:
+    if edge_weights is None:
         vertices = segment_sum(u, rows.vertex, n_segments=n_vertices) / rows.count[:, None]
     else:
-        weight = corner_weight(beta[connectivity.cell[rows.slot], rows.edge], weight_scale)
+        weight = edge_weights[rows.slot, rows.edge]
         total = segment_sum(weight, rows.vertex, n_segments=n_vertices)
         vertices = segment_sum(u * weight[:, None], rows.vertex, n_segments=n_vertices) / total[:, None]
 
@@ -164,7 +157,7 @@ def surface_forward(
     mean = segment_sum(distance, rows.vertex, n_segments=n_vertices) / rows.count
     deviation = segment_sum((distance - mean[rows.vertex]).abs(), rows.vertex, n_segments=n_vertices)
     if centres:
-        vertices = torch.cat((vertices, _centres(connectivity, vertices, gamma, weight_scale)))
+        vertices = torch.cat((vertices, _centres(connectivity, vertices, split_weights)))
     return vertices, deviation
 
 
@@ -172,18 +165,15 @@ def _distance(offset: Tensor) -> Tensor:
     return torch.sqrt((offset * offset).sum(-1) + DISTANCE_EPS)
 
 
-def quad_weights(
-    connectivity: Connectivity, gamma: Tensor | None, weight_scale: float, like: Tensor
-) -> Float[Tensor, "q 4"]:
+def quad_weights(connectivity: Connectivity, split_weights: Tensor | None, like: Tensor) -> Float[Tensor, "q 4"]:
     """Split weight G of the cell of each corner of each quad."""
-    if gamma is None:
+    if split_weights is None:
         return like.new_full((len(connectivity.quads), 4), 0.5)
-    cell = connectivity.cell[connectivity.vertex_slot[connectivity.quads]]
-    return split_weight(gamma[cell], weight_scale)
+    return split_weights[connectivity.vertex_slot[connectivity.quads]]
 
 
-def _centres(connectivity: Connectivity, vertices: Tensor, gamma: Tensor | None, weight_scale: float) -> Tensor:
-    g = quad_weights(connectivity, gamma, weight_scale, vertices)
+def _centres(connectivity: Connectivity, vertices: Tensor, split_weights: Tensor | None) -> Tensor:
+    g = quad_weights(connectivity, split_weights, vertices)
     g02, g13 = (g[:, 0] * g[:, 2]).unsqueeze(1), (g[:, 1] * g[:, 3]).unsqueeze(1)
     v = vertices[connectivity.quads]
     return (g02 * (v[:, 0] + v[:, 2]) + g13 * (v[:, 1] + v[:, 3])) / 2 / (g02 + g13 + CENTRE_EPS)
@@ -193,25 +183,20 @@ def surface_backward(
     connectivity: Connectivity,
     field: Tensor,
     payload: Tensor,
-    alpha: Tensor | None,
-    beta: Tensor | None,
-    gamma: Tensor | None,
+    corner_weights: Tensor | None,
+    edge_weights: Tensor | None,
+    split_weights: Tensor | None,
     points: Tensor,
     grad_points: Tensor,
     grad_deviation: Tensor,
     centres: bool,
-    weight_scale: float,
-    needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by field, payload, alpha, beta and gamma (None where not needed)."""
+    """Gradients by field, payload and the three kinds of weights (None for weights that are None)."""
     rows, n_vertices = connectivity.incidences, connectivity.n_vertices
-    cells = connectivity.cell[rows.slot]
     vertices, grad_vertices = points[:n_vertices], grad_points[:n_vertices]
-    grad_gamma = None
+    grad_split = None
     if centres:
-        spread, grad_gamma = _centres_backward(
-            connectivity, points, gamma, grad_points[n_vertices:], weight_scale, needs[4]
-        )
+        spread, grad_split = _centres_backward(connectivity, points, split_weights, grad_points[n_vertices:])
         grad_vertices = grad_vertices + spread
 
     low, high = field[rows.node].unbind(1)
@@ -233,24 +218,21 @@ def surface_backward(
 
     # Vertex: the weighted mean of its crossing points u.
     a, b = low, high
-    if alpha is not None:
-        raw_a = alpha[cells[:, None], rows.corner]
-        weight = corner_weight(raw_a, weight_scale)
+    if corner_weights is not None:
+        weight = corner_weights[rows.slot[:, None], rows.corner]
         a, b = low * weight[:, 0], high * weight[:, 1]
     t = crossing(a, b)
     grad_u = grad_vertices[rows.vertex]
-    grad_beta = None
-    if beta is None:
+    grad_edge = None
+    if edge_weights is None:
         share = 1 / rows.count[rows.vertex].to(field.dtype)
     else:
-        raw_b = beta[cells, rows.edge]
-        weight_b = corner_weight(raw_b, weight_scale)
+        weight_b = edge_weights[rows.slot, rows.edge]
         total = segment_sum(weight_b, rows.vertex, n_segments=n_vertices)[rows.vertex]
         share = weight_b / total
-        if needs[3]:
-            u = torch.lerp(x0, x1, t[:, None])
-            grad_rows = (grad_u * (u - vertices[rows.vertex])).sum(1) / total * corner_weight_slope(raw_b, weight_scale)
-            grad_beta = torch.zeros_like(beta).index_put((cells, rows.edge), grad_rows)
+        u = torch.lerp(x0, x1, t[:, None])
+        grad_rows = (grad_u * (u - vertices[rows.vertex])).sum(1) / total
+        grad_edge = torch.zeros_like(edge_weights).index_put((rows.slot, rows.edge), grad_rows)
     grad_u = grad_u * share[:, None]
 
     # Crossing points: linear in the payload, a quotient in the field.
@@ -259,50 +241,39 @@ def surface_backward(
     ta, tb = _crossing_grad(a, b, floor)
     za, zb = _crossing_grad(low, high, floor)
     grad_ends = torch.stack((grad_t * ta, grad_t * tb), 1)
-    grad_alpha = None
-    grad_field = grad_payload = None
+    grad_corner = None
     nodes = rows.node.flatten()
-    if alpha is not None:
-        if needs[2]:
-            ends = torch.stack((low, high), 1).nan_to_num(0, 0, 0)
-            grad_rows = grad_ends * ends * corner_weight_slope(raw_a, weight_scale)
-            grad_alpha = torch.zeros_like(alpha).index_put((cells[:, None], rows.corner), grad_rows, accumulate=True)
+    if corner_weights is not None:
+        ends = torch.stack((low, high), 1).nan_to_num(0, 0, 0)
+        grad_corner = torch.zeros_like(corner_weights).index_put(
+            (rows.slot[:, None], rows.corner), grad_ends * ends, accumulate=True
+        )
         grad_ends = grad_ends * weight
-    if needs[0]:
-        grad_ends = grad_ends + torch.stack((grad_zt * za, grad_zt * zb), 1)
-        grad_field = segment_sum(grad_ends.flatten(), nodes, n_segments=len(field))
-    if needs[1]:
-        low_share, high_share = grad_u * (1 - t)[:, None], grad_u * t[:, None]
-        plain = torch.stack((grad_z * (1 - z_t)[:, None], grad_z * z_t[:, None]), 1)
-        both = torch.stack((low_share, high_share), 1)
-        both = torch.cat((both[..., :3] + plain, both[..., 3:]), -1)
-        grad_payload = segment_sum(both.flatten(0, 1), nodes, n_segments=len(payload))
-    return grad_field, grad_payload, grad_alpha, grad_beta, grad_gamma
+    grad_ends = grad_ends + torch.stack((grad_zt * za, grad_zt * zb), 1)
+    grad_field = segment_sum(grad_ends.flatten(), nodes, n_segments=len(field))
+    shares = torch.stack((grad_u * (1 - t)[:, None], grad_u * t[:, None]), 1)
+    plain = torch.stack((grad_z * (1 - z_t)[:, None], grad_z * z_t[:, None]), 1)
+    shares = torch.cat((shares[..., :3] + plain, shares[..., 3:]), -1)
+    grad_payload = segment_sum(shares.flatten(0, 1), nodes, n_segments=len(payload))
+    return grad_field, grad_payload, grad_corner, grad_edge, grad_split
 
 
 def _centres_backward(
-    connectivity: Connectivity,
-    points: Tensor,
-    gamma: Tensor | None,
-    grad: Tensor,
-    weight_scale: float,
-    needs_gamma: bool,
+    connectivity: Connectivity, points: Tensor, split_weights: Tensor | None, grad: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradient of the quad centres by the dual vertices, and by gamma."""
+    """Gradient of the quad centres by the dual vertices, and by the split weights."""
     quads = connectivity.quads
-    g = quad_weights(connectivity, gamma, weight_scale, points)
+    g = quad_weights(connectivity, split_weights, points)
     g02, g13 = (g[:, 0] * g[:, 2]).unsqueeze(1), (g[:, 1] * g[:, 3]).unsqueeze(1)
     total = g02 + g13 + CENTRE_EPS
     on_02, on_13 = grad * (g02 / (2 * total)), grad * (g13 / (2 * total))
     spread = torch.stack((on_02, on_13, on_02, on_13), 1)
     grad_vertices = segment_sum(spread.flatten(0, 1), quads.flatten(), n_segments=connectivity.n_vertices)
-    if gamma is None or not needs_gamma:
+    if split_weights is None:
         return grad_vertices, None
     v, centre = points[quads], points[connectivity.n_vertices :]
     by_02 = (grad * ((v[:, 0] + v[:, 2]) / 2 - centre)).sum(1) / total[:, 0]
     by_13 = (grad * ((v[:, 1] + v[:, 3]) / 2 - centre)).sum(1) / total[:, 0]
     by_g = torch.stack((by_02 * g[:, 2], by_13 * g[:, 3], by_02 * g[:, 0], by_13 * g[:, 1]), 1)
-    cell = connectivity.cell[connectivity.vertex_slot[quads]].long()
-    by_gamma = by_g * split_weight_slope(gamma[cell], weight_scale)
-    grad_gamma = segment_sum(by_gamma.flatten(), cell.flatten(), n_segments=len(gamma))
-    return grad_vertices, grad_gamma
+    slot = connectivity.vertex_slot[quads]
+    return grad_vertices, segment_sum(by_g.flatten(), slot.flatten(), n_segments=len(split_weights))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_choice, check_floating, check_same_device, check_shape
@@ -14,7 +14,7 @@ from diffmatch.meshing.connectivity import Connectivity, connect
 from diffmatch.meshing.dual_surface import dual_surface, quad_weights
 from diffmatch.meshing.grid import Grid
 from diffmatch.meshing.mesh import Mesh
-from diffmatch.meshing.weights import WEIGHT_SCALE
+from diffmatch.meshing.weights import WEIGHT_SCALE, corner_weight, split_weight, weights_of_cells
 
 __all__ = ["FlexiMesh", "flexicubes"]
 
@@ -34,6 +34,7 @@ class FlexiMesh(Mesh):
         vertex_cell: cell that holds each dual vertex, shape (dual,), int64; ``b * grid.n_cells`` higher for item b.
         deviation: sum over the crossing points of a dual vertex of how far their distance to it deviates from the
             mean distance, shape (dual,).
+        connectivity: which cells and edges the surface crosses; serves again while no sign changes.
         n_crossings: crossing points of all dual vertices together, shape ().
         vertex_offsets: first dual vertex of each item, and the number of all, shape (b + 1,), int64.
         quad_offsets: likewise for the quads.
@@ -44,6 +45,7 @@ class FlexiMesh(Mesh):
     quad_edge: Int64[Tensor, " q"]
     vertex_cell: Int64[Tensor, " dual"]
     deviation: Float[Tensor, " dual"]
+    connectivity: Connectivity
     n_crossings: Int64[Tensor, ""]
     vertex_offsets: Int64[Tensor, " b1"]
     quad_offsets: Int64[Tensor, " b1"]
@@ -82,10 +84,12 @@ def flexicubes(
     alpha: Float[Tensor, "*c_alpha 8"] | None = None,
     beta: Float[Tensor, "*c_beta 12"] | None = None,
     gamma: Float[Tensor, "*c_gamma"] | None = None,
+    weight_cells: Int[Tensor, " w"] | None = None,
     attributes: Float[Tensor, "*n d"] | None = None,
     training: bool = False,
     boundary: str = "open",
     weight_scale: float = WEIGHT_SCALE,
+    connectivity: Connectivity | None = None,
 ) -> FlexiMesh:
     """Extract the surface where a field changes sign; differentiable in field, positions, weights and attributes.
 
@@ -105,12 +109,18 @@ def flexicubes(
         beta: raw weights of the edges of each cell, shape (cells, 12) or (\\*b, cells, 12); they move the vertex among
             the crossing points.
         gamma: raw weight of each cell, shape (cells,) or (\\*b, cells); decides how quads are split.
+        weight_cells: cells that the rows of alpha, beta and gamma belong to, ascending, shape (w,); the weights then
+            have the shapes (w, 8), (w, 12) and (w,), and other cells are neutral. A surface meets few of the cells:
+            weights of those alone make gradients and optimizers as much cheaper. In a batch, the cells of item b are
+            ``b * grid.n_cells`` higher.
         attributes: values at the nodes, shape (nodes, d) or (\\*b, nodes, d), interpolated like the positions.
         training: split each quad into four triangles around a centre whose position is differentiable in gamma;
             otherwise into two along the diagonal that gamma prefers.
         boundary: where the surface leaves the grid: "open" leaves a hole, "close" surrounds the field with one layer
             of outside nodes (cell size as their value), "error" raises.
         weight_scale: reach of the weights, in (0, 1).
+        connectivity: of an earlier mesh of a field with the same signs at all nodes, which is not checked; saves
+            looking for the surface.
 
     Returns:
         The mesh; an empty one, attached to the graph, where nothing changes sign. Waits for the device for the
@@ -122,6 +132,15 @@ def flexicubes(
     batch = _check(grid, sdf, boundary, weight_scale)
     dtype = torch.float64 if sdf.dtype == torch.float64 else torch.float32
     b, n, c = math.prod(batch), grid.n_nodes, grid.n_cells
+
+    def listed(name: str, value: Tensor | None, *shape: int) -> Tensor | None:
+        """Without batch axes."""
+        if value is None:
+            return None
+        check_shape(name, value, shape)
+        check_floating(name, value)
+        check_same_device(name, value, sdf.device)
+        return value.to(dtype)
 
     def folded(name: str, value: Tensor | None, *shape: int) -> Tensor | None:
         """Batch axes folded into the first axis, shared values repeated."""
@@ -144,13 +163,31 @@ def flexicubes(
         check_shape("attributes", attributes, (n, "d"), batch=True)
         extra = folded("attributes", attributes, n, attributes.shape[-1])
         payload = torch.cat((payload, extra), 1) if extra is not None else payload
-    weights = [folded("alpha", alpha, c, 8), folded("beta", beta, c, 12), folded("gamma", gamma, c)]
+    if weight_cells is None:
+        weights = [folded("alpha", alpha, c, 8), folded("beta", beta, c, 12), folded("gamma", gamma, c)]
+    else:
+        check_shape("weight_cells", weight_cells, ("w",))
+        check_same_device("weight_cells", weight_cells, sdf.device)
+        weights = [
+            listed("alpha", alpha, len(weight_cells), 8),
+            listed("beta", beta, len(weight_cells), 12),
+            listed("gamma", gamma, len(weight_cells)),
+        ]
 
     if boundary != "open" and _reaches_boundary(field):
         if boundary == "error":
             raise InputError("sdf", "a surface that stays inside the grid", "inside nodes on the boundary")
-        grid, field, payload, weights = _closed(grid, field, payload, weights)
-    return _extract(grid, field, payload, weights, attributes is not None, training, weight_scale)
+        if weight_cells is None:
+            weights = [None if w is None else _pad_cells(grid, w, b) for w in weights]
+        else:
+            weight_cells = _renumber(grid, weight_cells)
+        grid, field, payload = _closed(grid, field, payload)
+    if connectivity is None:
+        connectivity = kernels.connect(field) if field.device.type == "cpu" else connect(field)
+    elif connectivity.shape != grid.shape:
+        raise InputError("connectivity", f"that of a grid of {grid.shape} cells", str(connectivity.shape))
+    rows = [None if w is None else weights_of_cells(w, connectivity.cell, weight_cells) for w in weights]
+    return _extract(grid, field, payload, connectivity, rows, attributes is not None, training, weight_scale)
 
 
 def _check(grid: Grid, sdf: Tensor, boundary: str, weight_scale: float) -> tuple[int, ...]:
@@ -176,55 +213,60 @@ def _reaches_boundary(field: Tensor) -> bool:
     return bool(torch.stack(sides).any())
 
 
-def _closed(
-    grid: Grid, field: Tensor, payload: Tensor, weights: list[Tensor | None]
-) -> tuple[Grid, Tensor, Tensor, list[Tensor | None]]:
-    """Everything with one more layer on each side: outside values, the lattice going on, neutral weights."""
+def _closed(grid: Grid, field: Tensor, payload: Tensor) -> tuple[Grid, Tensor, Tensor]:
+    """The nodes with one more layer on each side: outside values, the lattice going on."""
     b = len(field)
     outer = grid.padded()
-    rest = outer.nodes(dtype=field.dtype, device=field.device).reshape(*outer.node_shape, 3)
-
-    def pad(rows: Tensor, shape: tuple[int, int, int], mode: str = "constant") -> Tensor:
-        boxed = rows.reshape(b, *shape, -1).movedim(-1, 1)
-        return torch.nn.functional.pad(boxed, (1,) * 6, mode=mode).movedim(1, -1).flatten(0, 3)
-
+    rest = outer.nodes(dtype=field.dtype, device=field.device).repeat(b, 1)
     # Payload columns beyond the positions are continued by their boundary values; moved nodes move the layer along.
     lattice = grid.nodes(dtype=field.dtype, device=field.device).repeat(b, 1)
     moved = torch.cat((payload[:, :3] - lattice, payload[:, 3:]), 1)
-    moved = pad(moved, grid.node_shape, "replicate")
-    payload = torch.cat((moved[:, :3] + rest.reshape(-1, 3).repeat(b, 1), moved[:, 3:]), 1)
-    field = torch.nn.functional.pad(field, (1,) * 6, value=max(grid.spacing))
-    padded = []
-    for weight in weights:
-        wide = None if weight is None else pad(weight, grid.shape)
-        padded.append(wide.squeeze(1) if wide is not None and weight is not None and weight.ndim == 1 else wide)
-    return outer, field, payload, padded
+    moved = _pad(moved.reshape(b, *grid.node_shape, -1), "replicate")
+    payload = torch.cat((moved[:, :3] + rest, moved[:, 3:]), 1)
+    return outer, torch.nn.functional.pad(field, (1,) * 6, value=max(grid.spacing)), payload
+
+
+def _pad_cells(grid: Grid, weight: Tensor, b: int) -> Tensor:
+    """Weights of all cells with a layer of neutral ones around."""
+    padded = _pad(weight.reshape(b, *grid.shape, -1), "constant")
+    return padded.squeeze(1) if weight.ndim == 1 else padded
+
+
+def _pad(boxed: Tensor, mode: str) -> Tensor:
+    """Rows (b, x, y, z, d) with one more layer on each side of the box, flattened to (rows, d)."""
+    return torch.nn.functional.pad(boxed.movedim(-1, 1), (1,) * 6, mode=mode).movedim(1, -1).flatten(0, 3)
+
+
+def _renumber(grid: Grid, cell: Tensor) -> Tensor:
+    """Numbers that cells of a batch have in the grid with one more layer on each side."""
+    i, j, k = (grid.cell_index(cell % grid.n_cells) + 1).unbind(-1)
+    _, ny, nz = outer = grid.padded().shape
+    return cell // grid.n_cells * math.prod(outer) + (i * ny + j) * nz + k
 
 
 def _extract(
     grid: Grid,
     field: Tensor,
     payload: Tensor,
+    connectivity: Connectivity,
     weights: list[Tensor | None],
     has_attributes: bool,
     training: bool,
     weight_scale: float,
 ) -> FlexiMesh:
-    compiled = field.device.type == "cpu"
-    connectivity = kernels.connect(field) if compiled else connect(field)
     alpha, beta, gamma = weights
+    split_weights = None if gamma is None else split_weight(gamma, weight_scale)
     points, deviation = dual_surface(
         connectivity,
         field.flatten(),
         payload,
-        alpha,
-        beta,
-        gamma,
+        None if alpha is None else corner_weight(alpha, weight_scale),
+        None if beta is None else corner_weight(beta, weight_scale),
+        split_weights,
         centres=training,
-        weight_scale=weight_scale,
-        compiled=compiled,
+        compiled=field.device.type == "cpu",
     )
-    faces = _fan(connectivity) if training else _split(connectivity, gamma, weight_scale, points)
+    faces = _fan(connectivity) if training else _split(connectivity, split_weights)
     bounds = torch.arange(len(field) + 1, device=field.device)
     first_slot = torch.searchsorted(connectivity.cell, (bounds * grid.n_cells).to(connectivity.cell.dtype))
     return FlexiMesh(
@@ -236,6 +278,7 @@ def _extract(
         quad_edge=connectivity.quad_edge,
         vertex_cell=connectivity.cell.long()[connectivity.vertex_slot],
         deviation=deviation,
+        connectivity=connectivity,
         n_crossings=device_tables(field.device).n_incidences[connectivity.row.long()].sum(),
         vertex_offsets=connectivity.vertex_start.long()[first_slot],
         quad_offsets=torch.searchsorted(connectivity.quad_edge, bounds * (3 * grid.n_nodes)),
@@ -249,11 +292,11 @@ def _fan(connectivity: Connectivity) -> Tensor:
     return torch.stack((quads, quads.roll(-1, 1), centre[:, None].expand(-1, 4)), -1).reshape(-1, 3)
 
 
-def _split(connectivity: Connectivity, gamma: Tensor | None, weight_scale: float, points: Tensor) -> Tensor:
+def _split(connectivity: Connectivity, split_weights: Tensor | None) -> Tensor:
     """Two triangles a quad, along the diagonal whose ends have the larger product of split weights; ties along 1-3."""
     quads = connectivity.quads
-    if gamma is not None:
-        g = quad_weights(connectivity, gamma.detach(), weight_scale, points)
+    if split_weights is not None:
+        g = quad_weights(connectivity, split_weights.detach(), split_weights)
         along_02 = g[:, 0] * g[:, 2] > g[:, 1] * g[:, 3]
         # Turning the quad by one corner makes one split into the other.
         quads = torch.where(along_02[:, None], quads.roll(1, 1), quads)

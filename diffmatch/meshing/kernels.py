@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffmatch.meshing.case_tables import case_tables, cell_geometry
 from diffmatch.meshing.connectivity import Connectivity
-from diffmatch.meshing.weights import corner_weight, corner_weight_slope, split_weight, split_weight_slope
+from diffmatch.ops import lazy_zeros
 
 DISTANCE_EPS = 1e-12
 """Added to squared distances, so that a distance of zero has a gradient."""
@@ -57,24 +57,20 @@ def dual_surface(
     connectivity: Connectivity,
     field: Tensor,
     payload: Tensor,
-    alpha: Tensor | None,
-    beta: Tensor | None,
-    gamma: Tensor | None,
+    corner_weights: Tensor | None,
+    edge_weights: Tensor | None,
+    split_weights: Tensor | None,
     centres: bool,
-    weight_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Compiled form of :func:`diffmatch.meshing.dual_surface.surface_forward`."""
     n_vertices, columns = connectivity.n_vertices, payload.shape[1]
     n_points = n_vertices + (len(connectivity.quads) if centres else 0)
     points, deviation = payload.new_empty(n_points, columns), payload.new_empty(n_vertices)
-    weight_a = _cell_weights(connectivity, alpha, 8, weight_scale, field)
-    weight_b = _cell_weights(connectivity, beta, 12, weight_scale, field)
-    _vertices(
-        *_arrays(connectivity, field, payload), weight_a.numpy(), weight_b.numpy(), points.numpy(), deviation.numpy()
-    )
+    weights = _weights(connectivity, corner_weights, 8, field), _weights(connectivity, edge_weights, 12, field)
+    _vertices(*_arrays(connectivity, field, payload), *weights, points.numpy(), deviation.numpy())
     if centres:
-        split = _split_weights(connectivity, gamma, weight_scale, payload)
-        _centres(connectivity.quads.numpy(), split.numpy(), points.numpy(), n_vertices)
+        split = _vertex_weights(connectivity, split_weights, payload)
+        _centres(connectivity.quads.numpy(), split, points.numpy(), n_vertices)
     return points, deviation
 
 
@@ -82,45 +78,42 @@ def dual_surface_backward(
     connectivity: Connectivity,
     field: Tensor,
     payload: Tensor,
-    alpha: Tensor | None,
-    beta: Tensor | None,
-    gamma: Tensor | None,
+    corner_weights: Tensor | None,
+    edge_weights: Tensor | None,
+    split_weights: Tensor | None,
     points: Tensor,
     grad_points: Tensor,
     grad_deviation: Tensor,
     centres: bool,
-    weight_scale: float,
-    needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Compiled form of :func:`diffmatch.meshing.dual_surface.surface_backward`."""
     n_vertices = connectivity.n_vertices
     grad_vertices = grad_points[:n_vertices].contiguous()
-    grad_alpha = grad_beta = grad_gamma = None
+    grad_split_weights = None
     if centres:
         grad_vertices = grad_points[:n_vertices].clone(memory_format=torch.contiguous_format)  # it is added to
-        split = _split_weights(connectivity, gamma, weight_scale, payload)
-        grad_split = torch.zeros_like(split)
+        split = _vertex_weights(connectivity, split_weights, payload)
+        grad_split = torch.zeros(n_vertices, dtype=field.dtype)
         _centres_backward(
             connectivity.quads.numpy(),
-            split.numpy(),
+            split,
             points.numpy(),
             grad_points[n_vertices:].contiguous().numpy(),
             n_vertices,
             grad_vertices.numpy(),
             grad_split.numpy(),
         )
-        if gamma is not None and needs[4]:
-            cell = connectivity.cell[connectivity.vertex_slot]
-            grad_split *= split_weight_slope(gamma.detach()[cell], weight_scale)
-            grad_gamma = _zeros(gamma).index_add_(0, cell, grad_split)
-    weight_a = _cell_weights(connectivity, alpha, 8, weight_scale, field)
-    weight_b = _cell_weights(connectivity, beta, 12, weight_scale, field)
-    grad_field, grad_payload = _zeros(field), _zeros(payload)
-    grad_a, grad_b = torch.zeros_like(weight_a), torch.zeros_like(weight_b)
+        if split_weights is not None:
+            grad_split_weights = torch.zeros_like(split_weights)
+            grad_split_weights.index_add_(0, connectivity.vertex_slot, grad_split)
+    weight_a = _weights(connectivity, corner_weights, 8, field)
+    weight_b = _weights(connectivity, edge_weights, 12, field)
+    grad_field, grad_payload = lazy_zeros(field.shape, like=field), lazy_zeros(payload.shape, like=payload)
+    grad_a, grad_b = (torch.from_numpy(np.zeros_like(weight)) for weight in (weight_a, weight_b))
     _vertices_backward(
         *_arrays(connectivity, field, payload),
-        weight_a.numpy(),
-        weight_b.numpy(),
+        weight_a,
+        weight_b,
         points.numpy(),
         grad_vertices.numpy(),
         grad_deviation.contiguous().numpy(),
@@ -129,39 +122,27 @@ def dual_surface_backward(
         grad_a.numpy(),
         grad_b.numpy(),
     )
-    if alpha is not None and needs[2]:
-        grad_alpha = _raw_grad(connectivity, alpha, grad_a, weight_scale)
-    if beta is not None and needs[3]:
-        grad_beta = _raw_grad(connectivity, beta, grad_b, weight_scale)
-    return grad_field if needs[0] else None, grad_payload if needs[1] else None, grad_alpha, grad_beta, grad_gamma
+    return (
+        grad_field,
+        grad_payload,
+        None if corner_weights is None else grad_a,
+        None if edge_weights is None else grad_b,
+        grad_split_weights,
+    )
 
 
-def _cell_weights(
-    connectivity: Connectivity, raw: Tensor | None, width: int, weight_scale: float, like: Tensor
-) -> Tensor:
-    """Weights A or B of the surface cells, shape (k, width)."""
-    if raw is None:
-        return like.new_ones(len(connectivity.cell), width)
-    return corner_weight(raw.detach().index_select(0, connectivity.cell), weight_scale)
+def _weights(connectivity: Connectivity, weights: Tensor | None, width: int, like: Tensor) -> Any:
+    """Weights A or B of the surface cells as an array (k, width)."""
+    if weights is None:
+        weights = like.new_ones(len(connectivity.cell), width)
+    return weights.detach().contiguous().numpy()
 
 
-def _raw_grad(connectivity: Connectivity, raw: Tensor, grad: Tensor, weight_scale: float) -> Tensor:
-    """Gradient by the raw weights of all cells from that by the weights A or B of the surface cells."""
-    cell = connectivity.cell.long()
-    slope = corner_weight_slope(raw.detach().index_select(0, cell), weight_scale)
-    return _zeros(raw).index_copy_(0, cell, grad * slope)
-
-
-def _zeros(like: Tensor) -> Tensor:
-    """Zeros from numpy: it asks for huge pages, and pages that are not written cost nothing (most cells are empty)."""
-    return torch.from_numpy(np.zeros(like.shape, np.float64 if like.dtype == torch.float64 else np.float32))
-
-
-def _split_weights(connectivity: Connectivity, gamma: Tensor | None, weight_scale: float, like: Tensor) -> Tensor:
-    """Split weight G of the cell of each dual vertex."""
-    if gamma is None:
-        return like.new_full((connectivity.n_vertices,), 0.5)
-    return split_weight(gamma.detach().index_select(0, connectivity.cell), weight_scale)[connectivity.vertex_slot]
+def _vertex_weights(connectivity: Connectivity, split_weights: Tensor | None, like: Tensor) -> Any:
+    """Split weight G of the cell of each dual vertex as an array (v,)."""
+    if split_weights is None:
+        return like.new_full((connectivity.n_vertices,), 0.5).numpy()
+    return split_weights.detach()[connectivity.vertex_slot].numpy()
 
 
 def _arrays(connectivity: Connectivity, field: Tensor, payload: Tensor) -> tuple[Any, ...]:

@@ -3,11 +3,12 @@
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_shape
 from diffmatch.meshing.case_tables import cell_geometry
+from diffmatch.ops import distinct_rows
 
 __all__ = ["from_public_order", "to_public_order"]
 
@@ -21,21 +22,29 @@ def corner_weight(alpha: Tensor, scale: float) -> Tensor:
     return 1 + scale * (2 * torch.sigmoid(2 * alpha) - 1)
 
 
-def corner_weight_slope(alpha: Tensor, scale: float) -> Tensor:
-    """Derivative of :func:`corner_weight`."""
-    p = torch.sigmoid(2 * alpha)
-    return 4 * scale * p * (1 - p)
-
-
 def split_weight(gamma: Tensor, scale: float) -> Tensor:
     """``scale * sigmoid(gamma) + (1 - scale) / 2``, in (0, 1)."""
     return scale * gamma.sigmoid() + (1 - scale) / 2
 
 
-def split_weight_slope(gamma: Tensor, scale: float) -> Tensor:
-    """Derivative of :func:`split_weight`."""
-    p = gamma.sigmoid()
-    return scale * p * (1 - p)
+def weights_of_cells(
+    raw: Float[Tensor, "c *w"], cell: Int[Tensor, " k"], weight_cells: Int[Tensor, " c"] | None
+) -> Float[Tensor, "k *w"]:
+    """Raw weights of the surface cells.
+
+    Args:
+        raw: weights of all cells, or of those that ``weight_cells`` lists.
+        cell: surface cells, ascending.
+        weight_cells: cells that the rows of ``raw`` belong to, ascending; others have zeros, which are neutral.
+    """
+    if weight_cells is None:
+        return distinct_rows(raw, cell.long())
+    if weight_cells is cell or (len(weight_cells) == len(cell) and bool((weight_cells == cell).all())):
+        return raw
+    place = torch.searchsorted(weight_cells, cell.to(weight_cells.dtype)).clamp_max(max(len(weight_cells) - 1, 0))
+    listed = weight_cells[place] == cell if len(weight_cells) else torch.zeros_like(cell, dtype=torch.bool)
+    rows = raw.new_zeros(len(cell), *raw.shape[1:])
+    return rows.index_put((listed.nonzero().squeeze(1),), raw[place[listed]])
 
 
 # The public implementation (nv-tlabs/FlexiCubes) numbers corners as we do and lists edges by these pairs of corners.

@@ -1,10 +1,10 @@
 """Sums over groups of rows."""
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Int, Num
 from torch import Tensor
 
-__all__ = ["gather_rows", "offsets_to_index", "segment_sum"]
+__all__ = ["offsets_to_index", "segment_sum"]
 
 
 def segment_sum(rows: Num[Tensor, "m *d"], segment: Int[Tensor, " m"], *, n_segments: int) -> Num[Tensor, "n *d"]:
@@ -18,19 +18,6 @@ def segment_sum(rows: Num[Tensor, "m *d"], segment: Int[Tensor, " m"], *, n_segm
         n_segments: number of segments; those without rows are zero.
     """
     return rows.new_zeros((n_segments, *rows.shape[1:])).index_add(0, segment, rows)
-
-
-def gather_rows(rows: Float[Tensor, "n d"], index: Int[Tensor, "*m"]) -> Float[Tensor, "*m d"]:
-    """The rows that an index names, ``rows[index]``, with a gradient that adds in a fixed order.
-
-    The gradient of plain indexing adds with atomic operations, on the CPU too, so that its last bits change from run
-    to run; that of an embedding does not, and costs less.
-
-    Args:
-        rows: shape (n, d).
-        index: row numbers, any shape.
-    """
-    return torch.nn.functional.embedding(index, rows)
 
 
 def offsets_to_index(offsets: Int[Tensor, " n1"]) -> Int[Tensor, " m"]:

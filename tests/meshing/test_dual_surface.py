@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
+from diffmatch.meshing import kernels
 from diffmatch.meshing.connectivity import connect
 from diffmatch.meshing.dual_surface import crossing, dual_surface, surface_backward, surface_forward
 from diffmatch.meshing.grid import Grid
+from diffmatch.meshing.weights import corner_weight, split_weight, weights_of_cells
 
 F64 = torch.float64
 SCALE = 0.99
+ACTIVATIONS = (corner_weight, corner_weight, split_weight)
 
 
 def problem(shape, seed, *, dtype=F64, extra=0, batch=1, margin=0.05):
@@ -37,8 +40,16 @@ def some(data, present):
     return field, payload, *(w if there else None for w, there in zip(weights, present, strict=True))
 
 
+def activated(connectivity, data):
+    """The inputs with the weights of the surface cells, made of the raw ones of all cells."""
+    field, payload, *raw = data
+    rows = [None if w is None else weights_of_cells(w, connectivity.cell, None) for w in raw]
+    weights = [None if w is None else act(w, SCALE) for w, act in zip(rows, ACTIVATIONS, strict=True)]
+    return field, payload, *weights
+
+
 def evaluate(connectivity, data, *, centres=True, compiled=True):
-    return dual_surface(connectivity, *data, centres=centres, weight_scale=SCALE, compiled=compiled)
+    return dual_surface(connectivity, *activated(connectivity, data), centres=centres, compiled=compiled)
 
 
 def gradients(outputs, inputs, seed=0):
@@ -111,7 +122,7 @@ def test_compiled_form_gives_the_same_values_and_gradients(shape, seed, extra, p
 def test_analytic_backward_equals_autograd(compiled):
     connectivity, data = problem((4, 3, 5), 2, extra=2, batch=2)
     inputs = [x.requires_grad_() for x in data]
-    wanted = gradients(surface_forward(connectivity, *data, True, SCALE), inputs)
+    wanted = gradients(surface_forward(connectivity, *activated(connectivity, data), True), inputs)
     found = gradients(evaluate(connectivity, data, compiled=compiled), inputs)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
@@ -241,9 +252,10 @@ def test_nothing_to_extract_is_attached_to_the_graph(compiled):
     assert all(grad.shape == x.shape and not grad.any() for grad, x in zip(grads, inputs, strict=True))
 
 
-def test_backward_returns_what_is_needed():
+def test_weights_that_are_none_have_no_gradient():
     connectivity, data = problem((2, 2, 2), 10)
-    points, deviation = surface_forward(connectivity, *data, True, SCALE)
-    needs = (False, True, False, True, False)
-    grads = surface_backward(connectivity, *data, points, points, deviation, True, SCALE, needs)
-    assert [grad is not None for grad in grads] == list(needs)
+    data = activated(connectivity, some(data, (False, True, False)))
+    points, deviation = surface_forward(connectivity, *data, True)
+    for backward in (surface_backward, kernels.dual_surface_backward):
+        grads = backward(connectivity, *data, points, points, deviation, True)
+        assert [grad is not None for grad in grads] == [True, True, False, True, False]

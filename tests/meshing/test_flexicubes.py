@@ -592,3 +592,53 @@ def test_batches_that_would_overflow_edge_numbers_are_refused():
     field = torch.ones(1).expand(800, grid.n_nodes)  # no memory behind it
     with pytest.raises(InputError, match=r"^sdf: want at most 715,827,882 nodes in a batch, got 800,000,000"):
         flexicubes(grid, field)
+
+
+@pytest.mark.parametrize("boundary", ["open", "close"])
+@pytest.mark.parametrize("listed", ["surface", "some", "none"])
+def test_weights_of_listed_cells_equal_those_of_all(listed, boundary):
+    generator = torch.Generator().manual_seed(3)
+    grid = Grid((4, 3, 5))
+    field = torch.randn(2, *grid.node_shape, generator=generator, dtype=torch.float64)
+    surface = flexicubes(grid, field).connectivity.cell.long()
+    cells = {"surface": surface, "some": torch.arange(0, 2 * grid.n_cells, 3), "none": surface[:0]}[listed]
+    rows = [
+        torch.randn(len(cells), *shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((8,), (12,), ())
+    ]
+    full = [torch.zeros(2 * grid.n_cells, *w.shape[1:], dtype=w.dtype).index_put((cells,), w) for w in rows]
+    alpha, beta, gamma = (w.reshape(2, grid.n_cells, *w.shape[1:]) for w in full)
+    settings = {"boundary": boundary, "training": True}
+    wanted = flexicubes(grid, field, alpha=alpha, beta=beta, gamma=gamma, **settings)
+    alpha, beta, gamma = rows
+    found = flexicubes(grid, field, alpha=alpha, beta=beta, gamma=gamma, weight_cells=cells, **settings)
+    torch.testing.assert_close(found.vertices, wanted.vertices)
+    assert torch.equal(found.faces, wanted.faces)
+    for ours, theirs in zip(*(torch.autograd.grad(m.vertices.cos().sum(), rows) for m in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("boundary", ["open", "close"])
+def test_connectivity_serves_again_while_no_sign_changes(boundary):
+    generator = torch.Generator().manual_seed(4)
+    grid = Grid((4, 5, 3))
+    field = torch.randn(grid.node_shape, generator=generator)
+    first = flexicubes(grid, field, boundary=boundary)
+    scaled = field * torch.rand(grid.node_shape, generator=generator).add(0.5)
+    wanted = flexicubes(grid, scaled, boundary=boundary)
+    found = flexicubes(grid, scaled, boundary=boundary, connectivity=first.connectivity)
+    assert torch.equal(found.vertices, wanted.vertices)
+    assert torch.equal(found.faces, wanted.faces)
+
+
+@pytest.mark.untyped
+def test_weights_and_connectivity_that_do_not_fit_are_refused():
+    grid = Grid((2, 2, 2))
+    field = grid.nodes().sum(1)
+    with pytest.raises(InputError, match=r"^alpha: want shape \(3, 8\), got \(2, 8\)"):
+        flexicubes(grid, field, alpha=torch.zeros(2, 8), weight_cells=torch.arange(3))
+    with pytest.raises(InputError, match=r"^weight_cells: want shape \(w\)"):
+        flexicubes(grid, field, alpha=torch.zeros(3, 8), weight_cells=torch.zeros(3, 1, dtype=torch.int64))
+    other = flexicubes(Grid((2, 2, 3)), Grid((2, 2, 3)).nodes().sum(1)).connectivity
+    with pytest.raises(InputError, match=r"^connectivity: want that of a grid of \(2, 2, 2\) cells"):
+        flexicubes(grid, field, connectivity=other)

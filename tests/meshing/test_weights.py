@@ -7,10 +7,8 @@ from diffmatch.errors import InputError
 from diffmatch.meshing.case_tables import cell_geometry
 from diffmatch.meshing.weights import (
     corner_weight,
-    corner_weight_slope,
     from_public_order,
     split_weight,
-    split_weight_slope,
     to_public_order,
 )
 
@@ -37,13 +35,6 @@ def test_weights_stay_positive_and_bounded():
         assert bool(((corner_weight(raw, scale) > 0) & (corner_weight(raw, scale) < 2)).all())
         assert bool(((split_weight(raw, scale) > 0) & (split_weight(raw, scale) < 1)).all())
     assert split_weight(torch.zeros(()), 0.99) == 0.5
-
-
-@pytest.mark.parametrize(("value", "slope"), [(corner_weight, corner_weight_slope), (split_weight, split_weight_slope)])
-def test_slopes_are_the_derivatives(value, slope, generator, device):
-    raw = torch.randn(50, dtype=torch.float64, device=device, generator=generator, requires_grad=True)
-    (grad,) = torch.autograd.grad(value(raw, 0.9).sum(), raw)
-    torch.testing.assert_close(slope(raw, 0.9), grad, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])

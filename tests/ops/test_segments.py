@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffmatch.ops import gather_rows, offsets_to_index, segment_sum
+from diffmatch.ops import offsets_to_index, segment_sum
 
 
 @given(
@@ -52,22 +52,3 @@ def test_offsets_to_index_equals_a_loop(sizes):
     offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes) + 1)])
     wanted = [number for number, size in enumerate(sizes) for _ in range(size)]
     assert offsets_to_index(offsets).tolist() == wanted
-
-
-def test_gathered_rows_and_their_gradient_equal_indexing(generator):
-    rows = torch.randn(9, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    index = torch.randint(9, (40, 2), generator=generator)
-    upstream = torch.randn(40, 2, 3, dtype=torch.float64, generator=generator)
-    assert torch.equal(gather_rows(rows, index), rows[index])
-    (found,) = torch.autograd.grad(gather_rows(rows, index), rows, upstream)
-    (wanted,) = torch.autograd.grad(rows[index], rows, upstream)
-    torch.testing.assert_close(found, wanted)
-    assert torch.autograd.gradgradcheck(lambda r: gather_rows(r, index).square(), (rows,))
-
-
-def test_gradient_of_gathered_rows_has_the_same_bits_each_time(generator, device):
-    rows = torch.randn(2_000, 3, generator=generator, device=device, requires_grad=True)
-    index = torch.randint(2_000, (60_000,), generator=generator, device=device)
-    upstream = torch.randn(60_000, 3, generator=generator, device=device)
-    first, *others = (torch.autograd.grad(gather_rows(rows, index), rows, upstream)[0] for _ in range(5))
-    assert all(torch.equal(first, other) for other in others)
