@@ -36,7 +36,10 @@ _NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
 _MAX_MOVE = 0.4  # of the nodes, in cells
 _SAMPLES = 10_000
 _LEAST = 0.01  # magnitude that the field keeps at a node whose sign is held, in cells
-_DEVIATION = 0.1
+_DEVIATION = 0.03
+_FIRST = 0.15  # share of the steps that aim at the vertices of dual contouring
+_BYTES = 4 * 5 * 25  # a cell: field, moves and weights, each with gradient, two moments and a copy to fall back on
+_PLANAR = 0.05  # regularisation of dual contouring: larger makes better triangles, smaller sharper edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +81,10 @@ def fit_mesh(
     """Fit a clean, watertight mesh to a target.
 
     The target is brought into a box of longest side 1.8 inside [-1, 1]^3 and its signed distance sampled at the nodes
-    of a grid. From there field, node positions and cell weights of FlexiCubes are fitted so that the vertices of the
-    extracted mesh, and points drawn on its faces, come to lie on the target: mean squared distance in cells, plus a
-    tenth of L_dev. The mesh is that of the last extraction, without any projection or remeshing.
+    of a grid. From there field, node positions and cell weights of FlexiCubes are fitted: first so that the vertices
+    of the extracted mesh take the places that dual contouring finds for them, with sharp edges; then so that the
+    vertices, and points drawn on the faces, come to lie on the target (mean squared distance in cells, plus a small
+    multiple of L_dev). The mesh is that of the last extraction, without any projection or remeshing.
 
     Args:
         target: path of a mesh or volume file, ``"module:name"`` of a field, a mesh, a volume, or a callable that maps
@@ -115,7 +119,7 @@ def fit_mesh(
     optimizer_spec(optimizer)
     aim = target if isinstance(target, Target) else load_target(target)
     start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(torch.float32)
-    start = _without_specks(grid, start, smallest_part)
+    start = _without_specks(grid, _walled(grid, start), smallest_part)
     inside = start < 0
     if not bool(inside.any()) or bool(inside.all()):
         raise InputError(
@@ -136,9 +140,12 @@ def fit_mesh(
         "smallest_part": smallest_part,
     }
     generator = torch.Generator().manual_seed(seed)
+    features = dual_contouring(grid, start, aim.value_and_gradient, regularization=_PLANAR) if shape.hold else None
     history = fit(
         shape.parameters,
-        _loss(shape, aim, field_losses, generator),
+        _loss(
+            shape, aim, None if features is None else features.vertices, int(_FIRST * steps), field_losses, generator
+        ),
         optimizer=optimizer,
         lr=lr,
         optimizer_options={"betas": (0.9, 0.99)} if optimizer in ("adam", "adamw") else None,
@@ -164,7 +171,7 @@ def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
     cells = tuple(resolution) if isinstance(resolution, (tuple, list)) else (resolution,) * 3
     if len(cells) != 3 or not all(isinstance(n, int) and n >= 1 for n in cells):
         raise InputError("resolution", "one or three whole numbers of at least 1", repr(resolution))
-    needed = 4 * 5 * 25 * cells[0] * cells[1] * cells[2]
+    needed = _BYTES * cells[0] * cells[1] * cells[2]
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _physical_memory()
     if needed > 0.8 * memory:
         raise InputError(
@@ -173,6 +180,15 @@ def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
             f"{needed / 2**30:.1f} GiB: {cells}",
         )
     return Grid.box(cells, low=(-1.0,) * 3, high=(1.0,) * 3)
+
+
+def _walled(grid: Grid, sdf: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
+    """The field with the boundary of the grid outside, so that the surface closes within it."""
+    boxed = sdf.reshape(grid.node_shape).clone()
+    for axis in range(3):
+        for end in (0, -1):
+            boxed.select(axis, end).clamp_(min=min(grid.spacing))
+    return boxed.flatten()
 
 
 def _without_specks(grid: Grid, sdf: Float[Tensor, " nodes"], smallest: int) -> Float[Tensor, " nodes"]:
@@ -209,20 +225,25 @@ def _physical_memory() -> int:
 
 
 class _Shape:
-    """The parameters of a FlexiCubes fit, in units of a cell, and the mesh they stand for."""
+    """The parameters of a FlexiCubes fit, in units of a cell, and the mesh they stand for.
+
+    While signs are held, the surface stays in the same cells: they alone have weights, and are found once.
+    """
 
     def __init__(self, grid: Grid, sdf: Float[Tensor, " nodes"], *, hold: bool) -> None:
         self.grid, self.hold = grid, hold
         self.cell = sum(grid.spacing) / 3
         self.inside = sdf < 0
-        # Far from the surface the field only needs its sign; large values would make it stiff.
-        self.field = (sdf / self.cell).clamp(-4, 4).requires_grad_()
+        self.connectivity = flexicubes(grid, sdf).connectivity if hold else None
+        n_weights = grid.n_cells if self.connectivity is None else len(self.connectivity.cell)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, device=sdf.device, requires_grad=True)
 
+        # Far from the surface the field only needs its sign; large values would make it stiff.
+        self.field = (sdf / self.cell).clamp(-4, 4).requires_grad_()
         self.deformation = zeros(grid.n_nodes, 3)
-        self.alpha, self.beta, self.gamma = zeros(grid.n_cells, 8), zeros(grid.n_cells, 12), zeros(grid.n_cells)
+        self.alpha, self.beta, self.gamma = zeros(n_weights, 8), zeros(n_weights, 12), zeros(n_weights)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -240,29 +261,37 @@ class _Shape:
             alpha=self.alpha,
             beta=self.beta,
             gamma=self.gamma,
+            weight_cells=None if self.connectivity is None else self.connectivity.cell,
             training=training,
             boundary="close",
+            connectivity=self.connectivity,
         )
 
 
 def _loss(
     shape: _Shape,
     target: Target,
+    features: Float[Tensor, "v 3"] | None,
+    n_first: int,
     field_losses: Sequence[Callable[[Tensor], Tensor]],
     generator: torch.Generator,
-) -> Callable[[], dict[str, Tensor]]:
-    def loss() -> dict[str, Tensor]:
+) -> Callable[[int], dict[str, Tensor]]:
+    """The loss of a step: the first ``n_first`` aim at ``features``, which is cheap; the others at the target."""
+
+    def loss(step: int) -> dict[str, Tensor]:
         mesh = shape.extract(training=True)
-        n_dual = len(mesh.deviation)
-        points = (
-            torch.cat((mesh.vertices[:n_dual], mesh.sample(_SAMPLES, generator).points)) if n_dual else mesh.vertices
-        )
-        squared = ((points - _nearest(target, points.detach())) / shape.cell).square().sum(1)
-        terms = {
-            "vertices": squared[:n_dual].sum() / max(n_dual, 1),
-            "faces": 2 * squared[n_dual:].sum() / max(len(squared) - n_dual, 1),
-            "deviation": _DEVIATION / shape.cell * mesh.l_dev,
-        }
+        terms = {"deviation": _DEVIATION / shape.cell * mesh.l_dev}
+        dual = mesh.vertices[: len(mesh.deviation)]
+        if features is not None and step < n_first:
+            terms["start"] = ((dual - features) / shape.cell).square().sum(1).mean()
+            terms["vertices"] = terms["faces"] = mesh.vertices.new_zeros(())
+        else:
+            samples = mesh.sample(_SAMPLES, generator).points if len(mesh.faces) else mesh.vertices
+            points = torch.cat((dual, samples))
+            squared = ((points - _nearest(target, points.detach())) / shape.cell).square().sum(1)
+            terms["start"] = mesh.vertices.new_zeros(())
+            terms["vertices"] = squared[: len(dual)].sum() / max(len(dual), 1)
+            terms["faces"] = 2 * squared[len(dual) :].sum() / max(len(samples), 1)
         field = (shape.field * shape.cell).reshape(shape.grid.node_shape)
         for i, term in enumerate(field_losses):
             terms[f"field {i}" if len(field_losses) > 1 else "field"] = term(field)
