@@ -1,8 +1,8 @@
 """Values that ride on a surface: colours at the nodes of a grid, carried to the vertices and into files.
 
-FlexiCubes interpolates attributes as it does positions, so gradients of a loss on the vertices reach the nodes. Here the
-vertices say what colour they want, by where they lie, and the nodes around the surface learn it.
-Run ``python examples/attributes.py [FOLDER]``; a few seconds.
+FlexiCubes interpolates attributes as it does positions, so gradients of a loss on the vertices reach the nodes. Here
+the vertices say what colour they want, by where they lie, and the nodes around the surface learn it.
+Run ``python examples/attributes.py [FOLDER]``; some ten seconds.
 """
 
 import sys
@@ -25,7 +25,7 @@ def stripes(points: Tensor) -> Tensor:
     return 0.5 + 0.4 * torch.cos((3 * around + 2 * along)[:, None] - shift)
 
 
-def main(folder: str | Path = "out", *, resolution: int = 64, steps: int = 60, width: int = 800) -> None:
+def main(folder: str | Path = "out", *, resolution: int = 64, steps: int = 100, width: int = 800) -> None:
     """Write ``ring.ply`` and ``ring.glb``, with colours at the vertices, and the picture ``ring.png``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def main(folder: str | Path = "out", *, resolution: int = 64, steps: int = 60, w
         mesh = colored_mesh()
         return (mesh.vertex_attributes - stripes(mesh.vertices)).square().mean()
 
-    history = fit([raw], loss, optimizer="adam", lr=0.3, steps=steps, schedule="cosine")
+    history = fit([raw], loss, optimizer="adam", lr=0.1, steps=steps, schedule="cosine")
     print(f"error of the colours: {history.loss[0] ** 0.5:.3f} at first, {history.loss[-1] ** 0.5:.4f} at the end")
 
     # Nodes far from the surface never had a gradient and are still grey; no vertex sees them.

@@ -54,7 +54,7 @@ def main(folder: str | Path = "out", *, resolution: int = 24, steps: int = 400, 
             mesh = extract(training=False).detach()
             area, genus = mesh.face_areas.sum() / least_area, mesh_validity(mesh).genus
             print(f"step {state.step}: genus {genus}, {area:.4f} times the area of a ball")
-            picture = render_mesh(mesh, frame=Frame((0, 0, 0), 0.9), width=width, height=width * 3 // 4)
+            picture = render_mesh(mesh, frame=Frame((0.0, 0.0, 0.0), 0.9), width=width, height=width * 3 // 4)
             (folder / f"drop-{state.step}.png").write_bytes(encode_png(picture))
 
     history = fit(

@@ -28,7 +28,7 @@ __all__ = ["MeshFit", "fit_mesh"]
 
 logger = logging.getLogger(__name__)
 
-_STEPS = 200
+_STEPS = 300
 _RATE = (
     0.06  # of methods with normalised steps, for parameters in units of a cell; found on closed CAD and organic parts
 )
@@ -36,7 +36,7 @@ _NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
 _MAX_MOVE = 0.4  # of the nodes, in cells
 _SAMPLES = 10_000
 _LEAST = 0.01  # magnitude that the field keeps at a node whose sign is held, in cells
-_DEVIATION = 0.03
+_DEVIATION = 0.01
 _FIRST = 0.15  # share of the steps that aim at the vertices of dual contouring
 _BYTES = 4 * 5 * 25  # a cell: field, moves and weights, each with gradient, two moments and a copy to fall back on
 _PLANAR = 0.05  # regularisation of dual contouring: larger makes better triangles, smaller sharper edges
@@ -50,7 +50,7 @@ class MeshFit:
         mesh: the fitted mesh, in the target's own coordinates.
         metrics: its measures against ``target_mesh``.
         history: how the fit went.
-        target_mesh: the target, or for fields and volumes a mesh of it by dual contouring at twice the resolution.
+        target_mesh: the target, or for fields and volumes a mesh of it by dual contouring on a finer grid.
         settings: what the fit was run with.
     """
 
@@ -90,7 +90,7 @@ def fit_mesh(
         target: path of a mesh or volume file, ``"module:name"`` of a field, a mesh, a volume, or a callable that maps
             points (n, 3) to values (n,), negative inside. See :func:`~diffmatch.meshing.targets.load_target`.
         resolution: cells of the grid along each side of [-1, 1]^3.
-        steps: steps of the fit; default 200.
+        steps: steps of the fit; default 300.
         optimizer: a name of :func:`diffmatch.optim.optimizer_names`; default "adam".
         lr: learning rate; all parameters are in units of a cell. Default: .06 for methods of Adam's kind, otherwise
             the optimizer's own.
@@ -119,7 +119,6 @@ def fit_mesh(
     optimizer_spec(optimizer)
     aim = target if isinstance(target, Target) else load_target(target)
     start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(torch.float32)
-    start = _without_specks(grid, _walled(grid, start), smallest_part)
     inside = start < 0
     if not bool(inside.any()) or bool(inside.all()):
         raise InputError(
@@ -127,6 +126,7 @@ def fit_mesh(
             "a field that changes sign on the grid (a finer resolution finds thinner parts)",
             f"only {'negative' if bool(inside.any()) else 'positive'} values at {grid.n_nodes:,} nodes",
         )
+    start = _without_specks(grid, _walled(grid, start), smallest_part)
     shape = _Shape(grid, start, hold=not field_losses if keep_signs is None else keep_signs)
     if lr is None:
         lr = _RATE if optimizer in _NORMALISED else optimizer_spec(optimizer).lr
@@ -148,7 +148,7 @@ def fit_mesh(
         ),
         optimizer=optimizer,
         lr=lr,
-        optimizer_options={"betas": (0.9, 0.99)} if optimizer in ("adam", "adamw") else None,
+        optimizer_options={"betas": (0.9, 0.99), "fused": True} if optimizer in ("adam", "adamw") else None,
         steps=steps,
         schedule="cosine",
         warmup=min(10, steps // 2),
@@ -314,6 +314,7 @@ def _target_mesh(target: Target, grid: Grid) -> Mesh:
     if isinstance(target, MeshTarget):
         mesh = target.surface
     else:
-        fine = Grid.box(tuple(max(2 * n, 128) for n in grid.shape), low=(-1.0,) * 3, high=(1.0,) * 3)  # type: ignore[arg-type]
+        nx, ny, nz = (min(4 * n, max(2 * n, 128)) for n in grid.shape)
+        fine = Grid.box((nx, ny, nz), low=(-1.0,) * 3, high=(1.0,) * 3)
         mesh = dual_contouring(fine, target.sdf(fine.nodes(dtype=torch.float64)), target.value_and_gradient)
     return Mesh(target.normalization.inverse(mesh.vertices.double()), mesh.faces)

@@ -125,14 +125,6 @@ class Grid:
         _, ny, nz = self.shape
         return torch.stack((cell // (ny * nz), cell // nz % ny, cell % nz), -1)
 
-    def fit_bytes(self, *, dtype: torch.dtype = torch.float32) -> int:
-        """Memory that a fit on this grid takes, in bytes.
-
-        Counted per value: the parameter, its gradient, two moments of the optimizer and the copy that the fit falls
-        back on, for a field, three coordinates of each node and 21 weights of each cell.
-        """
-        return 5 * dtype.itemsize * (4 * self.n_nodes + 21 * self.n_cells)
-
 
 @lru_cache(maxsize=4)
 @torch.inference_mode(False)  # a tensor made in inference mode would stay in the cache and be refused by autograd

@@ -56,13 +56,6 @@ def test_cell_index():
     assert grid.cell_index(cells.reshape(4, 6)).shape == (4, 6, 3)
 
 
-def test_fit_bytes_grow_with_the_cells():
-    small, large = Grid.cube(32), Grid.cube(64)
-    assert 7.5 < large.fit_bytes() / small.fit_bytes() < 8.5
-    assert small.fit_bytes(dtype=F64) == 2 * small.fit_bytes()
-    assert small.fit_bytes() > 4 * 21 * small.n_cells
-
-
 def test_nodes_are_shared():
     grid = Grid.cube(3)
     assert grid.nodes() is grid.nodes()

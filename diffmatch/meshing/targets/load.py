@@ -46,8 +46,7 @@ def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence
         text = os.fspath(source)
         if not Path(text).exists() and FIELD_NAME.fullmatch(text):
             return _field_target(_named_field(text), bounds)
-        suffix = Path(text).suffix.lower()
-        return VolumeTarget(read_volume(text)) if suffix in VOLUME_SUFFIXES else MeshTarget(read_mesh(text))
+        return _file_target(Path(text))
     if isinstance(source, Volume):
         return VolumeTarget(source)
     holds_mesh = isinstance(source, (tuple, list)) or hasattr(source, "faces") or hasattr(source, "verts_list")
@@ -56,6 +55,17 @@ def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence
     if callable(source):
         return _field_target(source, bounds)
     raise InputError("target", "a path, module:name, mesh, volume or callable", type(source).__name__)
+
+
+def _file_target(path: Path) -> Target:
+    try:
+        if path.suffix.lower() in VOLUME_SUFFIXES:
+            return VolumeTarget(read_volume(path))
+        return MeshTarget(read_mesh(path))
+    except InputError as error:
+        if error.argument != "path":
+            raise
+        raise InputError("target", error.wanted, error.got) from error  # the name that the caller knows
 
 
 def _field_target(field: Any, bounds: Any) -> FieldTarget:

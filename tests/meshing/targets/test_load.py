@@ -93,3 +93,10 @@ def test_named_fields(module, name, radius):
 def test_bad_sources_are_named(source, message):
     with pytest.raises(InputError, match=message):
         load_target(source)
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("name", ["gone.obj", "gone.npy"])
+def test_a_bad_file_is_named_as_the_target(tmp_path, name):
+    with pytest.raises(InputError, match=r"^target: want .*gone"):
+        load_target(tmp_path / name)
