@@ -39,7 +39,7 @@ _LEAST = 0.01  # magnitude that the field keeps at a node whose sign is held, in
 _DEVIATION = 0.01
 _FIRST = 0.15  # share of the steps that aim at the vertices of dual contouring
 _BYTES = 4 * 5 * 25  # a cell: field, moves and weights, each with gradient, two moments and a copy to fall back on
-_PLANAR = 0.05  # regularisation of dual contouring: larger makes better triangles, smaller sharper edges
+_PLANAR = 0.15  # regularisation of dual contouring: larger makes better triangles, smaller sharper edges
 
 
 @dataclass(frozen=True, eq=False)
