@@ -1,10 +1,10 @@
 """From a target to a mesh: `fit_mesh` against direct extraction from the same samples, by cells a side.
 
 All contenders begin with the target and sample it at the nodes of the same grid; that is part of their time, and so is
-that `fit_mesh` measures its result. Marching cubes (ours and scikit-image's) see the samples only; dual contouring may
-also ask the target for values and gradients elsewhere, which a target that is known exactly can answer. How good each
-mesh is stands beside its time, in a box of longest side 1.8: the mean distance, the share of nearest pairs whose normals
-differ by more than 5 degrees, of triangles with an angle below 10 degrees, and of triangles that intersect others.
+that `fit_mesh` measures its result. Marching cubes (ours and scikit-image's) see the samples only; dual contouring also
+asks the target for values and gradients elsewhere, which one that is known exactly can answer. How good each mesh is
+stands beside its time, in a box of longest side 1.8: the mean distance, and the shares of nearest pairs whose normals
+are more than 5 degrees apart, of triangles with an angle below 10 degrees, and of triangles that intersect others.
 block.obj and fandisk.obj take part where ``DIFFMATCH_DATA`` names the folder that holds ``meshes``.
 """
 
@@ -37,7 +37,7 @@ FILES = ("block.obj", "fandisk.obj")
 
 def run(bench: Any) -> None:
     """The part that the package makes at all sizes, the files at the largest."""
-    skimage = bench.peer("skimage.measure")
+    skimage = bench.peer("skimage")
     sizes = bench.sizes((32, 64), tiny=(8,))
     part = FieldTarget(demo_part)
     truth = contour(part, Grid.cube(24 if bench.tiny else 192), torch.device("cpu"))
@@ -74,7 +74,7 @@ def compare(bench: Any, task: str, target: Target, truth: Mesh, n: int, skimage:
 
     def theirs() -> Mesh:
         field = samples().reshape(grid.node_shape).cpu().numpy()
-        vertices, faces, *_ = skimage.marching_cubes(field, 0.0, spacing=grid.spacing)
+        vertices, faces, *_ = skimage.measure.marching_cubes(field, 0.0, spacing=grid.spacing)
         vertices = torch.from_numpy(vertices.copy()) + torch.tensor(grid.origin)
         return placed(target, Mesh(vertices, torch.from_numpy(faces.copy()).long()))
 

@@ -17,10 +17,10 @@ from diffmatch.errors import InputError
 from diffmatch.fitting import fit
 from diffmatch.history import FitState, History
 from diffmatch.meshing.dual_contouring import dual_contouring
-from diffmatch.meshing.flexicubes import FlexiMesh, flexicubes
-from diffmatch.meshing.grid import Grid, deform_nodes
+from diffmatch.meshing.grid import Grid
 from diffmatch.meshing.mesh import Mesh
 from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics
+from diffmatch.meshing.parameters import FlexiParameters
 from diffmatch.meshing.targets import MeshTarget, Target, load_target
 from diffmatch.optim.registry import optimizer_spec
 
@@ -33,9 +33,7 @@ _RATE = (
     0.06  # of methods with normalised steps, for parameters in units of a cell; found on closed CAD and organic parts
 )
 _NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
-_MAX_MOVE = 0.4  # of the nodes, in cells
 _SAMPLES = 10_000
-_LEAST = 0.01  # magnitude that the field keeps at a node whose sign is held, in cells
 _DEVIATION = 0.01
 _FIRST = 0.15  # share of the steps that aim at the vertices of dual contouring
 _BYTES = 4 * 5 * 25  # a cell: field, moves and weights, each with gradient, two moments and a copy to fall back on
@@ -127,7 +125,7 @@ def fit_mesh(
             f"only {'negative' if bool(inside.any()) else 'positive'} values at {grid.n_nodes:,} nodes",
         )
     start = _without_specks(grid, _walled(grid, start), smallest_part)
-    shape = _Shape(grid, start, hold=not field_losses if keep_signs is None else keep_signs)
+    shape = FlexiParameters(grid, start, hold=not field_losses if keep_signs is None else keep_signs)
     if lr is None:
         lr = _RATE if optimizer in _NORMALISED else optimizer_spec(optimizer).lr
     settings: dict[str, Any] = {
@@ -142,7 +140,7 @@ def fit_mesh(
     generator = torch.Generator().manual_seed(seed)
     features = dual_contouring(grid, start, aim.value_and_gradient, regularization=_PLANAR) if shape.hold else None
     history = fit(
-        shape.parameters,
+        shape.tensors,
         _loss(
             shape, aim, None if features is None else features.vertices, int(_FIRST * steps), field_losses, generator
         ),
@@ -160,7 +158,7 @@ def fit_mesh(
         fingerprint={**settings, "target": hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()},
     )
     with torch.no_grad():
-        made = shape.extract(training=False)
+        made, _ = shape.extract(training=False)
     mesh = Mesh(aim.normalization.inverse(made.vertices.double()), made.faces).to("cpu")
     wanted = _target_mesh(aim, grid)
     return MeshFit(mesh, mesh_metrics(mesh, wanted, seed=seed), history, wanted, settings)
@@ -224,52 +222,8 @@ def _physical_memory() -> int:
         return 16 * 2**30
 
 
-class _Shape:
-    """The parameters of a FlexiCubes fit, in units of a cell, and the mesh they stand for.
-
-    While signs are held, the surface stays in the same cells: they alone have weights, and are found once.
-    """
-
-    def __init__(self, grid: Grid, sdf: Float[Tensor, " nodes"], *, hold: bool) -> None:
-        self.grid, self.hold = grid, hold
-        self.cell = sum(grid.spacing) / 3
-        self.inside = sdf < 0
-        self.connectivity = flexicubes(grid, sdf).connectivity if hold else None
-        n_weights = grid.n_cells if self.connectivity is None else len(self.connectivity.cell)
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=sdf.device, requires_grad=True)
-
-        # Far from the surface the field only needs its sign; large values would make it stiff.
-        self.field = (sdf / self.cell).clamp(-4, 4).requires_grad_()
-        self.deformation = zeros(grid.n_nodes, 3)
-        self.alpha, self.beta, self.gamma = zeros(n_weights, 8), zeros(n_weights, 12), zeros(n_weights)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return [self.field, self.deformation, self.alpha, self.beta, self.gamma]
-
-    def extract(self, *, training: bool) -> FlexiMesh:
-        if self.hold:
-            # In place, as a projection: a value that a step has pushed across zero stays free to move back.
-            with torch.no_grad():
-                self.field.copy_(torch.where(self.inside, self.field.clamp(max=-_LEAST), self.field.clamp(min=_LEAST)))
-        return flexicubes(
-            self.grid,
-            self.field,
-            positions=deform_nodes(self.grid, self.deformation, max_move=_MAX_MOVE),
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            weight_cells=None if self.connectivity is None else self.connectivity.cell,
-            training=training,
-            boundary="close",
-            connectivity=self.connectivity,
-        )
-
-
 def _loss(
-    shape: _Shape,
+    shape: FlexiParameters,
     target: Target,
     features: Float[Tensor, "v 3"] | None,
     n_first: int,
@@ -279,7 +233,7 @@ def _loss(
     """The loss of a step: the first ``n_first`` aim at ``features``, which is cheap; the others at the target."""
 
     def loss(step: int) -> dict[str, Tensor]:
-        mesh = shape.extract(training=True)
+        mesh, field = shape.extract(training=True)
         terms = {"deviation": _DEVIATION / shape.cell * mesh.l_dev}
         dual = mesh.vertices[: len(mesh.deviation)]
         if features is not None and step < n_first:
@@ -292,7 +246,6 @@ def _loss(
             terms["start"] = mesh.vertices.new_zeros(())
             terms["vertices"] = squared[: len(dual)].sum() / max(len(dual), 1)
             terms["faces"] = 2 * squared[len(dual) :].sum() / max(len(samples), 1)
-        field = (shape.field * shape.cell).reshape(shape.grid.node_shape)
         for i, term in enumerate(field_losses):
             terms[f"field {i}" if len(field_losses) > 1 else "field"] = term(field)
         return terms

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_floating, check_shape
@@ -137,7 +137,11 @@ def _nodes(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def deform_nodes(
-    grid: Grid, deformation: Float[Tensor, "*b nodes 3"], *, max_move: float = 0.5
+    grid: Grid,
+    deformation: Float[Tensor, "*b nodes 3"],
+    *,
+    max_move: float = 0.5,
+    nodes: Int64[Tensor, " nodes"] | None = None,
 ) -> Float[Tensor, "*b nodes 3"]:
     """Move the nodes of a grid by at most a fraction of a cell along each axis.
 
@@ -149,15 +153,17 @@ def deform_nodes(
         grid: the grid at rest.
         deformation: unbounded displacement parameters, shape (\\*b, nodes, 3); zeros leave the grid at rest.
         max_move: bound of the move, in cells.
+        nodes: numbers of the nodes that are moved, shape (nodes,); default: all nodes of the grid.
 
     Raises:
         InputError: the shape is not (\\*b, nodes, 3), the dtype is not floating, or ``max_move`` is not in (0, 0.5].
     """
-    check_shape("deformation", deformation, (grid.n_nodes, 3), batch=True)
+    check_shape("deformation", deformation, (grid.n_nodes if nodes is None else len(nodes), 3), batch=True)
     check_floating("deformation", deformation)
     if not 0 < max_move <= 0.5:
         raise InputError("max_move", "a fraction of a cell in (0, 0.5]", repr(max_move))
     rest = grid.nodes(dtype=deformation.dtype, device=deformation.device)
+    rest = rest if nodes is None else rest[nodes]
     reach = rest.new_tensor(grid.spacing) * (max_move * (1 - 1e-6))
     return torch.addcmul(rest, deformation.tanh(), reach)
 

@@ -82,6 +82,12 @@ def test_field_losses_move_the_signs():
     assert not result.settings["keep_signs"]
 
 
+def test_field_losses_with_held_signs():
+    result = fitted(sphere_field, field_losses=[lambda field: field.square().mean()], keep_signs=True, steps=10)
+    assert result.settings["keep_signs"]
+    assert result.history.terms["field"][-1] < result.history.terms["field"][0]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lbfgs"])
 def test_any_optimizer_serves(optimizer):
     result = fitted(sphere_field, optimizer=optimizer, steps=8)

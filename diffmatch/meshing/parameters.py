@@ -1,0 +1,123 @@
+"""The parameters of a FlexiCubes fit, and the mesh they stand for."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from diffmatch.meshing.flexicubes import FlexiMesh, flexicubes
+from diffmatch.meshing.grid import Grid, deform_nodes
+
+__all__ = ["FlexiParameters"]
+
+_MAX_MOVE = 0.4
+"""Bound of the moves of nodes, in cells: close to the published half, where cells begin to turn inside out."""
+_LEAST = 0.01
+"""Magnitude that the field keeps at a node whose sign is held, in cells."""
+_FAR = 4.0
+"""Far from the surface the field only needs its sign; larger values, in cells, would make it stiff."""
+
+
+class FlexiParameters:
+    """Field, node moves and cell weights of a FlexiCubes fit, all in units of a cell.
+
+    While the signs of the field are held, the surface stays in the same cells. They and their nodes alone have
+    parameters then, a small share of the grid, and the surface is looked for once.
+
+    Args:
+        grid: the cells; the surface must not reach its boundary.
+        sdf: node values to start from, shape (nodes,), in units of length.
+        hold: hold the sign of each node.
+
+    Attributes:
+        cell: the mean cell size, in units of length.
+        tensors: field, moves, alpha, beta and gamma: what an optimizer works on.
+    """
+
+    def __init__(self, grid: Grid, sdf: Float[Tensor, " nodes"], *, hold: bool) -> None:
+        self.grid, self.hold = grid, hold
+        self.cell = sum(grid.spacing) / 3
+        field = (sdf / self.cell).clamp(-_FAR, _FAR)
+        self._connectivity = flexicubes(grid, sdf).connectivity if hold else None
+        self._field, self._positions = field, grid.nodes(dtype=sdf.dtype, device=sdf.device)
+        n_weights = grid.n_cells
+        if self._connectivity is not None:
+            n_weights = len(self._connectivity.cell)
+            self._nodes = _nodes_of(grid, self._connectivity.cell.long())
+            field = field[self._nodes]
+            self._positions = self._positions.clone()  # its rows are overwritten
+        self._inside = field < 0
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=sdf.dtype, device=sdf.device, requires_grad=True)
+
+        self._values, self._moves = field.clone().requires_grad_(), zeros(len(field), 3)
+        self._weights = zeros(n_weights, 8), zeros(n_weights, 12), zeros(n_weights)
+        self.tensors = [self._values, self._moves, *self._weights]
+
+    def extract(self, *, training: bool) -> tuple[FlexiMesh, Float[Tensor, "x y z"]]:
+        """The mesh, and the field that it was made of, in units of length, at the nodes of the grid.
+
+        Both are differentiable, once, until the next extraction. With ``training`` the quads are fanned around centres,
+        see :func:`flexicubes`.
+        """
+        if self.hold:
+            # In place, as a projection: a value that a step has pushed across zero stays free to move back.
+            with torch.no_grad():
+                held = torch.where(self._inside, self._values.clamp(max=-_LEAST), self._values.clamp(min=_LEAST))
+                self._values.copy_(held)
+        field = _with_rows(self._field, self._nodes, self._values) if self.hold else self._values
+        alpha, beta, gamma = self._weights
+        mesh = flexicubes(
+            self.grid,
+            field,
+            positions=self._moved_nodes(),
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            weight_cells=None if self._connectivity is None else self._connectivity.cell,
+            training=training,
+            boundary="open" if self.hold else "close",
+            connectivity=self._connectivity,
+        )
+        return mesh, (field * self.cell).reshape(self.grid.node_shape)
+
+    def _moved_nodes(self) -> Tensor:
+        if not self.hold:
+            return deform_nodes(self.grid, self._moves, max_move=_MAX_MOVE)
+        moved = deform_nodes(self.grid, self._moves, max_move=_MAX_MOVE, nodes=self._nodes)
+        return _with_rows(self._positions, self._nodes, moved)
+
+
+def _nodes_of(grid: Grid, cell: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
+    """Numbers of the nodes at the corners of some cells, ascending."""
+    _, ny, nz = grid.node_shape
+    corner = torch.arange(8, device=cell.device)
+    offset = torch.stack((corner & 1, corner >> 1 & 1, corner >> 2), -1)
+    i, j, k = (grid.cell_index(cell)[:, None] + offset).unbind(-1)
+    return ((i * ny + j) * nz + k).unique()
+
+
+def _with_rows(buffer: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """The buffer with some rows overwritten, in place, and differentiable in these rows.
+
+    A copy of the whole buffer in each step would cost more than the extraction. The price: the graph of an evaluation
+    can be run backward only until the next one, which torch checks.
+    """
+    result: Tensor = _WithRows.apply(rows, index, buffer)
+    return result
+
+
+class _WithRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, buffer: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        buffer.index_copy_(0, index, rows)
+        view: Tensor = buffer.view_as(buffer)
+        return view
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return grad.index_select(0, index), None, None
