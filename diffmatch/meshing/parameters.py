@@ -96,7 +96,8 @@ def _nodes_of(grid: Grid, cell: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
     corner = torch.arange(8, device=cell.device)
     offset = torch.stack((corner & 1, corner >> 1 & 1, corner >> 2), -1)
     i, j, k = (grid.cell_index(cell)[:, None] + offset).unbind(-1)
-    return ((i * ny + j) * nz + k).unique()
+    nodes: Tensor = ((i * ny + j) * nz + k).unique()
+    return nodes
 
 
 def _with_rows(buffer: Tensor, index: Tensor, rows: Tensor) -> Tensor:
