@@ -1,16 +1,13 @@
 """From a target to a mesh: FlexiCubes fitted by gradients."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import ndimage
 from torch import Tensor
 
 from diffmatch.errors import InputError
@@ -21,23 +18,26 @@ from diffmatch.meshing.grid import Grid
 from diffmatch.meshing.mesh import Mesh
 from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics
 from diffmatch.meshing.parameters import FlexiParameters
+from diffmatch.meshing.signs import walled, without_specks
 from diffmatch.meshing.targets import MeshTarget, Target, load_target
 from diffmatch.optim.registry import optimizer_spec
 
 __all__ = ["MeshFit", "fit_mesh"]
 
-logger = logging.getLogger(__name__)
-
 _STEPS = 300
-_RATE = (
-    0.06  # of methods with normalised steps, for parameters in units of a cell; found on closed CAD and organic parts
-)
-_NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
-_SAMPLES = 10_000
+_FIRST = 0.15
+"""Share of the steps that aim at the vertices of dual contouring."""
+_PLANAR = 0.15
+"""Regularisation of dual contouring: more makes better triangles, less sharper edges."""
 _DEVIATION = 0.01
-_FIRST = 0.15  # share of the steps that aim at the vertices of dual contouring
-_BYTES = 4 * 5 * 25  # a cell: field, moves and weights, each with gradient, two moments and a copy to fall back on
-_PLANAR = 0.15  # regularisation of dual contouring: larger makes better triangles, smaller sharper edges
+"""Weight of L_dev, in cells, beside mean squared distances, in cells."""
+_SAMPLES = 10_000
+"""Points drawn on the faces in each step."""
+_NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
+_RATE = 0.06
+"""Learning rate of these, whose steps do not depend on the scale of gradients; parameters are in units of a cell."""
+_HELD_BYTES, _FREE_BYTES = 150, 500
+"""Memory of a fit, a cell: nodes and field; with free signs also gradients, moments and a copy of all parameters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,8 @@ def fit_mesh(
             is too large for the memory, or a setting is unknown.
     """
     device = torch.device(device)
-    grid = _grid(resolution, device)
+    hold = not field_losses if keep_signs is None else keep_signs
+    grid = _grid(resolution, device, _HELD_BYTES if hold else _FREE_BYTES)
     steps, optimizer = _STEPS if steps is None else steps, optimizer or "adam"
     if steps < 1:
         raise InputError("steps", "a whole number of at least 1", repr(steps))
@@ -124,8 +125,8 @@ def fit_mesh(
             "a field that changes sign on the grid (a finer resolution finds thinner parts)",
             f"only {'negative' if bool(inside.any()) else 'positive'} values at {grid.n_nodes:,} nodes",
         )
-    start = _without_specks(grid, _walled(grid, start), smallest_part)
-    shape = FlexiParameters(grid, start, hold=not field_losses if keep_signs is None else keep_signs)
+    start = without_specks(grid, walled(grid, start), smallest=smallest_part)
+    shape = FlexiParameters(grid, start, hold=hold)
     if lr is None:
         lr = _RATE if optimizer in _NORMALISED else optimizer_spec(optimizer).lr
     settings: dict[str, Any] = {
@@ -164,12 +165,12 @@ def fit_mesh(
     return MeshFit(mesh, mesh_metrics(mesh, wanted, seed=seed), history, wanted, settings)
 
 
-def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
+def _grid(resolution: int | tuple[int, int, int], device: torch.device, bytes_per_cell: int) -> Grid:
     """The grid, if a fit on it fits into memory."""
     cells = tuple(resolution) if isinstance(resolution, (tuple, list)) else (resolution,) * 3
     if len(cells) != 3 or not all(isinstance(n, int) and n >= 1 for n in cells):
         raise InputError("resolution", "one or three whole numbers of at least 1", repr(resolution))
-    needed = _BYTES * cells[0] * cells[1] * cells[2]
+    needed = bytes_per_cell * cells[0] * cells[1] * cells[2]
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _physical_memory()
     if needed > 0.8 * memory:
         raise InputError(
@@ -178,41 +179,6 @@ def _grid(resolution: int | tuple[int, int, int], device: torch.device) -> Grid:
             f"{needed / 2**30:.1f} GiB: {cells}",
         )
     return Grid.box(cells, low=(-1.0,) * 3, high=(1.0,) * 3)
-
-
-def _walled(grid: Grid, sdf: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
-    """The field with the boundary of the grid outside, so that the surface closes within it."""
-    boxed = sdf.reshape(grid.node_shape).clone()
-    for axis in range(3):
-        for end in (0, -1):
-            boxed.select(axis, end).clamp_(min=min(grid.spacing))
-    return boxed.flatten()
-
-
-def _without_specks(grid: Grid, sdf: Float[Tensor, " nodes"], smallest: int) -> Float[Tensor, " nodes"]:
-    """The field with the bodies and cavities of fewer than ``smallest`` nodes turned to the sign around them."""
-    inside = (sdf < 0).reshape(grid.node_shape).cpu().numpy()
-    # The surface separates inside corners that share only a face diagonal, so bodies connect along grid edges alone,
-    # and what lies outside connects along diagonals too.
-    bodies, n_bodies = ndimage.label(inside)
-    voids, n_voids = ndimage.label(~np.pad(inside, 1), np.ones((3, 3, 3)))
-    small_bodies = _small(bodies, n_bodies, smallest)
-    small_voids = _small(voids, n_voids, smallest)[1:-1, 1:-1, 1:-1]
-    specks = small_bodies | small_voids
-    if not specks.any():
-        return sdf
-    logger.warning("left out bodies or cavities of fewer than %d nodes: %d nodes in all", smallest, specks.sum())
-    return torch.where(torch.from_numpy(specks).flatten().to(sdf.device), -sdf, sdf)
-
-
-def _small(labels: np.ndarray, n: int, smallest: int) -> np.ndarray:
-    """Where the labelled parts other than the largest have fewer elements than ``smallest``."""
-    sizes = np.bincount(labels.ravel(), minlength=n + 1)
-    sizes[0] = smallest  # the complement is not a part
-    small = sizes < smallest
-    if n:
-        small[1 + sizes[1:].argmax()] = False
-    return np.asarray(small[labels])
 
 
 def _physical_memory() -> int:
