@@ -46,7 +46,7 @@ def run(bench: Any) -> None:
     for name in FILES:
         target = find(bench, name)
         if target is not None:
-            compare(bench, name, target, target.surface, sizes[-1], skimage)
+            compare(bench, name, target, placed(target, target.surface), sizes[-1], skimage)
 
 
 def find(bench: Any, name: str) -> MeshTarget | None:
