@@ -73,7 +73,7 @@ def test_optimize_field(tmp_path, capsys):
     mesh = read_mesh(tmp_path / "drop.ply")
     assert mesh_validity(mesh).genus == 0
     ring = 2 * np.pi**2 * 0.5 * 0.28**2
-    assert abs(float(mesh.volume) / ring - 1) < 0.2  # the coarse grid begins with less
+    assert abs(float(mesh.volume) / ring - 1) < 0.2  # a coarse grid begins with less
     start, end = (pixels(tmp_path / f"drop-{step}.png") for step in (1, 240))
     assert start.shape == end.shape == (90, 120, 3)
     assert (start != end).any(2).mean() > 0.05

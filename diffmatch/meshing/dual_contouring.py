@@ -20,6 +20,7 @@ from diffmatch.ops import segment_sum
 __all__ = ["dual_contouring"]
 
 _REFINEMENTS = 3
+_ARRIVED = 1e-5  # of an edge: what single precision resolves
 
 FieldAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -70,7 +71,10 @@ def dual_contouring(
 
 
 def _crossing_points(ends: Tensor, values: Tensor, value_and_gradient: FieldAndGradient) -> Tensor:
-    """Where the field vanishes on each edge: the linear guess, then Newton's method kept inside the bracket."""
+    """Where the field vanishes on each edge: the linear guess, then Newton's method kept inside the bracket.
+
+    A point that is there already stays: the sign of its value is noise, and would move the wrong end of the bracket.
+    """
     (x0, x1), (a, b) = ends.unbind(1), values.unbind(1)
     low, high = torch.zeros_like(a), torch.ones_like(a)
     t = crossing(a, b)
@@ -78,8 +82,11 @@ def _crossing_points(ends: Tensor, values: Tensor, value_and_gradient: FieldAndG
         value, gradient = value_and_gradient(torch.lerp(x0, x1, t[:, None]))
         on_low_side = (value < 0) == (a < 0)
         low, high = torch.where(on_low_side, t, low), torch.where(on_low_side, high, t)
-        newton = t - value / (gradient * (x1 - x0)).sum(1)
-        t = torch.where((low <= newton) & (newton <= high), newton, (low + high) / 2)
+        slope = (gradient * (x1 - x0)).sum(1)
+        newton = t - value / slope
+        within = (low <= newton) & (newton <= high)
+        arrived = value.abs() <= _ARRIVED * slope.abs()
+        t = torch.where(arrived, t, torch.where(within, newton, (low + high) / 2))
     return torch.lerp(x0, x1, t[:, None])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffmatch.errors import InputError
-from diffmatch.meshing import FieldTarget, Grid, dual_contouring, marching_cubes, mesh_validity
+from diffmatch.meshing import FieldTarget, Grid, MeshTarget, dual_contouring, marching_cubes, mesh_validity
 from diffmatch.meshing.shapes import DEMO_PART_EULER_CHARACTERISTIC, box, demo_part, sphere
 
 
@@ -59,3 +59,21 @@ def test_nothing_in_a_field_of_one_sign():
 def test_a_field_of_another_grid_is_refused():
     with pytest.raises(InputError, match=r"^sdf: want shape \(3, 3, 3\) or \(27,\)"):
         dual_contouring(Grid.cube(2), torch.zeros(8), lambda points: (points[:, 0], points))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_single_precision_finds_the_same_surface_of_a_mesh(closed):
+    trimesh = pytest.importorskip("trimesh")
+    part = trimesh.creation.box(extents=(1.3, 1.1, 0.9))
+    part.apply_transform(trimesh.transformations.rotation_matrix(0.4, (1, 2, 3)))
+    if not closed:
+        part.update_faces([i != 0 for i in range(len(part.faces))])
+    target = MeshTarget(part)
+    grid = Grid.cube(17)
+    sdf = target.sdf(grid.nodes(dtype=torch.float64))
+    double = dual_contouring(grid, sdf, target.value_and_gradient)
+    single = dual_contouring(grid, sdf.float(), target.value_and_gradient)
+    assert single.vertices.dtype == torch.float32
+    assert torch.equal(single.faces, double.faces) or len(single.faces) == len(double.faces)
+    assert (single.vertices - double.vertices).abs().max() < 1e-4
+    assert target.sdf(double.sample(5_000, torch.Generator().manual_seed(0)).points).abs().mean() < 2e-4

@@ -102,7 +102,7 @@ class MeshTarget:
         queries = _queries(points)
         squared, face, nearest = self._nearest(queries)
         values = np.sqrt(squared) * self._sign(queries)
-        near = np.abs(values) < 1e-9  # the direction to the surface drowns in rounding
+        near = np.abs(values) < 1e-7  # the direction to the surface, or its sign, drowns in the rounding of points
         gradient = (queries - nearest) / np.where(near, 1, values)[:, None]
         gradient = np.where(near[:, None], self._normals.numpy()[face], gradient)
         return torch.from_numpy(values).to(points), torch.from_numpy(gradient).to(points)
