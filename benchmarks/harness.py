@@ -300,7 +300,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
             _seconds(row.median),
             _seconds(row.iqr),
             str(row.rounds),
-            f"{row.median / base:.2f}" if base else "",
+            f"{row.median / base:.3g}" if base else "",
             _bytes(row.peak_memory),
             *(f"{row.quality[key]:.6g}" if key in row.quality else "" for key in qualities),
         ]

@@ -83,6 +83,7 @@ def check_writable(path: str | os.PathLike[str], *, argument: str = "output") ->
         InputError: the file could not be written.
     """
     target = _writable_target(path, argument)
+    _remove_leftovers(target)
     probe = _temporary_name(target)
     try:
         probe.touch(exist_ok=False)

@@ -183,3 +183,15 @@ def test_check_touches_nothing(tmp_path):
     check_writable(tmp_path / "new.obj")
     assert names(tmp_path) == ["out.obj"]
     assert (tmp_path / "out.obj").read_bytes() == b"old"
+
+
+def test_checking_a_path_removes_what_a_dead_process_left(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    target = tmp_path / "out.obj"
+    with atomic_write(target) as temporary:
+        temporary.write_text("new")
+        leftover = temporary.with_name(temporary.name.replace(f"-{os.getpid()}-", f"-{int(dead.stdout)}-"))
+        leftover.touch()
+    leftover.touch()
+    check_writable(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.obj"]
