@@ -34,10 +34,11 @@ demo: $(VENV)/stamps/mesh,report ## fit a part that the package makes itself, wr
 	$(BIN)/diffmatch demo -o out
 
 # numba does not see edits in other files, so each run compiles into a fresh cache, which its two calls share: the first
-# with the annotations checked, the second for the tests that cannot run so. Exit status 5: no test was selected.
+# with the annotations checked, the second for the tests that cannot run so. Exit status 5: no test was selected. Threads
+# that wait must not spin, or the tests take many times as long on a machine that has other work.
 define run_tests
 	@cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; trap 'exit 130' INT TERM; \
-	export NUMBA_CACHE_DIR="$$cache" HYPOTHESIS_PROFILE=$(1); status=0; \
+	export NUMBA_CACHE_DIR="$$cache" HYPOTHESIS_PROFILE=$(1) OMP_WAIT_POLICY=PASSIVE; status=0; \
 	echo "== annotations checked"; $(PYTEST) $(TYPED) -m "not untyped$(2)" || status=$$?; \
 	echo "== annotations not checked"; $(PYTEST) -m "untyped$(2)" || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
 	exit $$status
