@@ -5,6 +5,7 @@ The package is not imported here: the annotation checks (``--jaxtyping-packages`
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,10 @@ import torch
 _own_numba_cache = None if "NUMBA_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="diffmatch-numba-")
 if _own_numba_cache:
     os.environ["NUMBA_CACHE_DIR"] = _own_numba_cache
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and their children too: some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tensors of the tests are small: more threads only wait for each other.
 torch.set_num_threads(min(4, torch.get_num_threads()))
