@@ -120,7 +120,7 @@ def check_same_device(argument: str, tensor: Tensor, device: torch.device) -> No
         raise InputError(argument, f"device {device}", str(tensor.device))
 
 
-def check_positive(argument: str, value: float, *, allow_zero: bool = False) -> None:
+def check_positive(argument: str, value: float | int, *, allow_zero: bool = False) -> None:
     """Check that a number is finite and positive (or zero where that is allowed).
 
     Raises:

@@ -42,7 +42,11 @@ class Evaluation:
         clip_norm: largest norm of all gradients together.
         autocast: dtype of mixed precision in the loss.
         scaler: loss scaling, for float16.
-        backward: False for optimizers that differentiate the returned loss themselves.
+        backward: False for optimizers that differentiate the returned loss themselves. They look at the gradients, and
+            may evaluate points that they then refuse: a loss that is not finite is an error at the start of a step
+            only, and the point is kept as good once :meth:`accept` says that its gradients were finite too.
+        generators: what the loss draws from. With ``backward=False`` all evaluations of a step see the same numbers,
+            so that they are values of one function.
     """
 
     def __init__(
@@ -55,9 +59,12 @@ class Evaluation:
         autocast: torch.dtype | None = None,
         scaler: GradScaler | None = None,
         backward: bool = True,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
         self.params: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.good = Snapshot(self.params)
+        self._start = None if backward else Snapshot(self.params)
+        self._generators, self._drawn = tuple(generators), list[Tensor]()
         self.count = 0
         self.untouched = True
         self.loss, self.terms, self._lowest = math.nan, dict[str, float](), math.inf
@@ -88,6 +95,8 @@ class Evaluation:
         """
         for p in self.params:
             p.grad = None
+        if not self._backward:
+            self._repeat_draws()
         with torch.enable_grad(), self._autocast:
             total, terms = _named_terms(self._function(self._step) if self._takes_step else self._function())
         if not total.requires_grad:
@@ -95,17 +104,34 @@ class Evaluation:
         moving = self._differentiate(total) if self._backward else []
         values, norms = self._read([total, *terms.values()], [p.grad for p in moving if p.grad is not None])
         loss, parts = values[0], dict(zip(terms, values[1:], strict=True))
-        _check_loss(loss, parts)
+        if self._backward or self.untouched:
+            _check_loss(loss, parts)
         if self.untouched:
             self.loss, self.terms = loss, parts
         self._check_gradients(moving, norms)
         self._clip(moving, math.hypot(*norms))
-        if self.untouched or loss < self._lowest:
+        if self._start is not None:
+            if self.untouched:
+                self._start.take()
+        elif self.untouched or loss < self._lowest:
             self._lowest = loss
             self.good.take()
         self.untouched = False
         self.count += 1
         return total.detach() if self._backward else total
+
+    def accept(self) -> None:
+        """Note that the step has ended, so that all gradients at its start were finite."""
+        if self._start is not None and self._start.taken:
+            self.good, self._start = self._start, self.good
+
+    def _repeat_draws(self) -> None:
+        """Let a further evaluation of a step draw what the first one drew."""
+        if self.untouched:
+            self._drawn = [generator.get_state() for generator in self._generators]
+        else:
+            for generator, state in zip(self._generators, self._drawn, strict=True):
+                generator.set_state(state)
 
     def _differentiate(self, total: Tensor) -> list[Tensor]:
         """Backward pass; returns the parameters that received a gradient."""

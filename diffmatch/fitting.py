@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from diffmatch.interrupts import Interrupts
 from diffmatch.optim.parameters import Parameters, parameter_names
 from diffmatch.optim.registry import as_optimizer
 from diffmatch.optim.schedules import Schedule, ScheduleLike, make_schedule
+from diffmatch.optim.structure import Structure, precondition
 from diffmatch.snapshots import MovingAverage
 
 __all__ = ["DivergedError", "FitState", "History", "fit"]
@@ -77,6 +79,7 @@ def fit(
     schedule: ScheduleLike = "constant",
     warmup: int = 0,
     clip_norm: float | None = None,
+    structure: Mapping[Tensor, Structure] | None = None,
     ema: float | None = None,
     autocast: torch.dtype | None = None,
     callbacks: Sequence[Callable[[FitState], object]] = (),
@@ -112,6 +115,8 @@ def fit(
             on each group's learning rate, or a function from the optimizer to one of torch's schedulers.
         warmup: first steps over which the learning rate rises linearly.
         clip_norm: largest norm of all gradients together.
+        structure: for parameters that live on a grid or a mesh, the filter of their gradients; see
+            :class:`~diffmatch.optim.GridFilter`. With an optimizer that reads gradients once a step.
         ema: decay of a moving average of the parameters, in [0, 1). The fit ends with the averages in the
             parameters, unless it diverged; the raw values stay in the checkpoint.
         autocast: ``torch.bfloat16`` or ``torch.float16`` (with loss scaling) for mixed precision in the loss.
@@ -156,11 +161,19 @@ def fit(
     if clip_norm is not None and not backward:
         raise InputError("clip_norm", "None with an optimizer that differentiates the loss itself", str(clip_norm))
     evaluation = Evaluation(
-        loss, optimizer, names=names, clip_norm=clip_norm, autocast=autocast, scaler=scaler, backward=backward
+        loss,
+        optimizer,
+        names=names,
+        clip_norm=clip_norm,
+        autocast=autocast,
+        scaler=scaler,
+        backward=backward,
+        generators=generators,
     )
     file = None
     if checkpoint is not None:
         settings |= {"schedule": rates.label, "warmup": warmup, "clip_norm": clip_norm, "ema": ema}
+        settings |= {"structure": [str(smooth) for smooth in (structure or {}).values()]}
         settings |= {"autocast": str(autocast)} | ({"steps": steps} if rates.needs_steps else {})
         file = CheckpointFile(checkpoint, settings=settings, fingerprint=fingerprint)
     run = _Run(
@@ -175,7 +188,12 @@ def fit(
         generators=generators,
         objects=state or {},
     )
-    history = run.run(resume=resume, progress=progress)
+    filtering = precondition(optimizer, structure) if structure else None
+    try:
+        history = run.run(resume=resume, progress=progress)
+    finally:
+        if filtering is not None:
+            filtering.remove()
     if throw and history.status == "diverged":
         raise DivergedError(history)
     return history
@@ -285,6 +303,9 @@ class _Run:
         try:
             self.optimizer.step(cast(Callable[[], float], evaluation.closure))  # torch means: a tensor or a float
             self.overflows = 0
+            evaluation.accept()
+        except FloatingPointError as fault:  # from an optimizer that differentiates the loss itself
+            raise NotFiniteError(str(fault)) from None
         except OverflowedError:
             self.overflows += 1
             if self.overflows == _MAX_OVERFLOWS:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffmatch import fit
 from diffmatch.checkpoints import tensors_in
-from diffmatch.optim import optimizer_names
+from diffmatch.optim import optimizer_names, optimizer_spec
 
 STEPS, EVERY, DIED = 13, 3, 9
 
@@ -65,13 +65,18 @@ class Counter:
         self.count = state["count"]
 
 
+def unclipped(name: str) -> dict[str, None]:
+    """Optimizers that differentiate the loss themselves take no clipping."""
+    return {"clip_norm": None} if getattr(optimizer_spec(name).factory, "needs_graph", False) else {}
+
+
 def scenarios() -> dict[str, dict[str, Any]]:
     """Settings of the fits, one of each kind; a function stands for an optimizer instance."""
     everything = {"schedule": "cosine", "warmup": 3, "clip_norm": 0.5, "ema": 0.8}
     step_lr = partial(torch.optim.lr_scheduler.StepLR, step_size=4, gamma=0.5)
     plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.5)
     return {
-        **{name: {"optimizer": name, **everything} for name in optimizer_names()},
+        **{name: {"optimizer": name, **everything, **unclipped(name)} for name in optimizer_names()},
         "lbfgs alone": {"optimizer": "lbfgs", "optimizer_options": {"max_iter": 4}},
         "instance": {"optimizer": lambda params: torch.optim.Adam(params, lr=0.1, amsgrad=True), **everything},
         "float16": {"optimizer": "adamw", "autocast": torch.float16, "lr": 0.05, **everything},

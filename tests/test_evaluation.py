@@ -131,7 +131,10 @@ def test_loss_keeps_its_graph_where_the_optimizer_differentiates():
     loss = made.closure()
     assert x.grad is None
     assert torch.equal(torch.autograd.grad(loss, x)[0], torch.full((3,), 2.0))
+    assert not made.good.taken  # nobody has looked at the gradients yet
+    made.accept()
     assert made.good.taken
+    assert torch.equal(made.good.values[0], x)
 
 
 def test_autocast_is_for_the_loss_only():

@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diffmatch.errors import InputError, check_choice, check_positive
+from diffmatch.optim.adahessian import AdaHessian
+from diffmatch.optim.adam_uniform import AdamUniform
+from diffmatch.optim.dct import DCTAdamW
+from diffmatch.optim.eight_bit import Adam8bit, AdamW8bit, Lion8bit, SGD8bit
+from diffmatch.optim.exadam import EXAdam
+from diffmatch.optim.lion import Lion
+from diffmatch.optim.newton import Newton
 from diffmatch.optim.parameters import Parameters, check_parameters, parameter_groups
+from diffmatch.optim.sophia import SophiaG, SophiaH
 
 __all__ = ["OptimizerSpec", "as_optimizer", "make_optimizer", "optimizer_names", "optimizer_spec"]
 
@@ -42,14 +50,26 @@ _OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adafactor": OptimizerSpec(torch.optim.Adafactor, lr=1e-2),
     "adagrad": OptimizerSpec(torch.optim.Adagrad, lr=1e-2),
     "adam": OptimizerSpec(torch.optim.Adam, lr=1e-3),
+    "adam8bit": OptimizerSpec(Adam8bit, lr=1e-3),
+    "adahessian": OptimizerSpec(AdaHessian, lr=0.15),
+    "adam-uniform": OptimizerSpec(AdamUniform, lr=1e-2),
     "adamax": OptimizerSpec(torch.optim.Adamax, lr=2e-3),
     "adamw": OptimizerSpec(torch.optim.AdamW, lr=1e-3),
+    "adamw8bit": OptimizerSpec(AdamW8bit, lr=1e-3),
+    "dct-adamw": OptimizerSpec(DCTAdamW, lr=1e-3),
+    "exadam": OptimizerSpec(EXAdam, lr=3e-4),  # its first steps are up to 16 rates long
     "lbfgs": OptimizerSpec(torch.optim.LBFGS, lr=1.0, options={"line_search_fn": "strong_wolfe"}),
+    "lion": OptimizerSpec(Lion, lr=3e-4),
+    "lion8bit": OptimizerSpec(Lion8bit, lr=3e-4),
     "nadam": OptimizerSpec(torch.optim.NAdam, lr=2e-3),
+    "newton": OptimizerSpec(Newton, lr=1.0),
     "radam": OptimizerSpec(torch.optim.RAdam, lr=1e-3),
     "rmsprop": OptimizerSpec(torch.optim.RMSprop, lr=1e-2),
     "rprop": OptimizerSpec(torch.optim.Rprop, lr=1e-2),
     "sgd": OptimizerSpec(torch.optim.SGD, lr=1e-2, options={"momentum": 0.9}),
+    "sgd8bit": OptimizerSpec(SGD8bit, lr=1e-2),
+    "sophia-g": OptimizerSpec(SophiaG, lr=1e-3),
+    "sophia-h": OptimizerSpec(SophiaH, lr=1e-3),
 }
 
 _GROUP_KEYS = frozenset({"params", "lr", "name", "param_names", "initial_lr"})

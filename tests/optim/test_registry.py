@@ -31,13 +31,15 @@ class TestEveryOptimizer:
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
             loss = (x - 3).square().sum()
+            if getattr(optimizer, "needs_graph", False):
+                return loss
             loss.backward()
             return loss.detach()
 
-        first = float(closure())
+        first = float(closure().detach())
         for _ in range(20):
             optimizer.step(closure)
-        assert float(closure()) < first
+        assert float(closure().detach()) < first
 
     def test_options_of_the_table_are_options_of_the_factory(self, name):
         assert set(optimizer_spec(name).options) <= optimizer_spec(name).option_names()
@@ -49,7 +51,8 @@ class TestEveryOptimizer:
 
 def test_names_are_sorted_and_complete():
     wanted = {"adam", "adamw", "sgd", "rmsprop", "adagrad", "nadam", "radam", "adamax", "lbfgs", "rprop", "adafactor"}
-    assert wanted <= set(optimizer_names())
+    ours = {"lion", "exadam", "adam8bit", "adamw8bit", "lion8bit", "sgd8bit", "dct-adamw"}
+    assert wanted | ours <= set(optimizer_names())
     assert list(optimizer_names()) == sorted(optimizer_names())
 
 
