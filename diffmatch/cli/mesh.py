@@ -14,7 +14,12 @@ __all__ = ["describe_fit", "mesh"]
 
 
 def mesh(
-    target: Annotated[str, Parameter(help="A mesh file, a volume (.npy, .npz) or a field as module:name.")],
+    target: Annotated[
+        str,
+        Parameter(
+            help="A mesh file, points (.ply, .xyz, .npy, .npz), a volume (.npy, .npz) or a field as module:name."
+        ),
+    ],
     /,
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="Mesh file: .obj, .ply, .stl, .glb or .off.")],
@@ -28,6 +33,9 @@ def mesh(
     ] = None,
     resume: Annotated[
         bool, Parameter(help="Go on from the checkpoint if there is one.", negative="--no-resume")
+    ] = True,
+    attributes: Annotated[
+        bool, Parameter(help="Carry vertex colours and attributes of the target over.", negative="--no-attributes")
     ] = True,
     metrics: Annotated[Path | None, Parameter(help="Where to write what was measured; OUTPUT.json by default.")] = None,
     job: JobOptions = DEFAULTS,
@@ -65,11 +73,13 @@ def mesh(
             steps=steps,
             lr=lr,
             optimizer=job.optimizer,
+            attributes=attributes,
         )
         write_mesh(output, result.mesh)
         write_json(metrics, describe_fit(result, target=target, device=device))
         if job.report is not None:
             words = ["mesh", target, "-o", str(output), "--resolution", resolution, "--seed", str(job.seed)]
+            words += [] if attributes else ["--no-attributes"]
             words += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
             _write_report(
                 job.report, result, target=target, device=device, command=["diffmatch", *words, "--device", device]

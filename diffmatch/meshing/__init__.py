@@ -1,5 +1,6 @@
 """Meshes from scalar fields: grids, differentiable extraction, fitting, metrics, files."""
 
+from diffmatch.meshing.attributes import transfer_attributes as transfer_attributes
 from diffmatch.meshing.dual_contouring import dual_contouring as dual_contouring
 from diffmatch.meshing.files import Volume as Volume
 from diffmatch.meshing.files import read_mesh as read_mesh
@@ -24,12 +25,15 @@ from diffmatch.meshing.mesh import Mesh as Mesh
 from diffmatch.meshing.metrics import MeshMetrics as MeshMetrics
 from diffmatch.meshing.metrics import mesh_metrics as mesh_metrics
 from diffmatch.meshing.metrics import mesh_validity as mesh_validity
+from diffmatch.meshing.point_files import PointCloud as PointCloud
+from diffmatch.meshing.point_files import read_points as read_points
 from diffmatch.meshing.regularizers import edge_length_deviation as edge_length_deviation
 from diffmatch.meshing.regularizers import normal_consistency as normal_consistency
 from diffmatch.meshing.regularizers import sign_change_loss as sign_change_loss
 from diffmatch.meshing.regularizers import weight_magnitude as weight_magnitude
 from diffmatch.meshing.targets import FieldTarget as FieldTarget
 from diffmatch.meshing.targets import MeshTarget as MeshTarget
+from diffmatch.meshing.targets import PointTarget as PointTarget
 from diffmatch.meshing.targets import Target as Target
 from diffmatch.meshing.targets import VolumeTarget as VolumeTarget
 from diffmatch.meshing.targets import load_target as load_target

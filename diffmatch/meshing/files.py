@@ -15,8 +15,9 @@ from torch import Tensor
 
 from diffmatch.errors import InputError, check_floating, check_shape, require
 from diffmatch.io import write_bytes_atomic
-from diffmatch.meshing.interop import from_trimesh, is_colour, to_trimesh
+from diffmatch.meshing.interop import ATTRIBUTE_KEY, from_trimesh, is_colour, to_trimesh
 from diffmatch.meshing.mesh import Mesh, check_values
+from diffmatch.meshing.ply import ply_bytes, read_ply_vertices
 
 __all__ = ["VOLUME_SUFFIXES", "WRITE_SUFFIXES", "Volume", "merge_vertices", "read_mesh", "read_volume", "write_mesh"]
 
@@ -61,7 +62,8 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
     split them along texture seams (or, as STL, everywhere); see `merge_vertices`.
 
     Returns:
-        A float64 mesh on the CPU, with vertex colours in [0, 1] where the file has them.
+        A float64 mesh on the CPU, with vertex colours in [0, 1] where the file has them, or the attributes that
+        `write_mesh` put there.
 
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be read, no faces, vertices that are not finite
@@ -82,6 +84,8 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
         reason = f"{type(error).__name__}: {error}"
         raise InputError("path", f"a readable {path.suffix} file", f"{str(path)!r} ({reason})") from None
     _check_mesh("path", loaded, f" in {str(path)!r}")
+    if path.suffix.lower() == ".ply" and loaded.vertex_attributes is None:
+        loaded = _with_ply_attributes(loaded, path)
     merged = merge_vertices(loaded)
     if len(merged.faces) == 0:
         raise InputError("path", "a mesh with faces", f"only collapsed faces in {str(path)!r}")
@@ -92,8 +96,8 @@ def write_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
     """Write a mesh as obj, ply, stl, glb or off; an existing file is replaced at once or not at all.
 
     obj and off hold the coordinates to the last bit of their dtype, the others hold float32. Vertex attributes are
-    kept as colours in obj, ply and glb where they can be read as such (3 or 4 columns within [0, 1]); others are not
-    written. ply, stl and glb need the extra ``mesh``.
+    kept as colours in obj, ply and glb where they can be read as such (3 or 4 columns within [0, 1]); others are
+    written to ply and glb, a property a column. stl and glb need the extra ``mesh``.
 
     Raises:
         InputError: an unknown suffix, a place that cannot be written, or a mesh without faces, with vertices that are
@@ -109,11 +113,10 @@ def write_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
         content = _obj_text(mesh).encode()
     elif suffix == ".off":
         content = _off_text(mesh).encode()
+    elif suffix == ".ply":
+        content = ply_bytes(mesh)
     else:
-        values = mesh.vertex_attributes
-        colours = values if values is not None and is_colour(values.numpy()) else None
-        plain = Mesh(mesh.vertices, mesh.faces, vertex_attributes=colours)
-        content = to_trimesh(plain).export(file_type=suffix[1:])
+        content = _exportable(mesh).export(file_type=suffix[1:])
     try:
         write_bytes_atomic(path, content, argument="path")
     except OSError as error:
@@ -203,6 +206,25 @@ def _check_mesh(argument: str, mesh: Mesh, where: str = "") -> None:
     if len(mesh.faces) == 0:
         raise InputError(argument, "a mesh with faces", f"none{where}")
     check_values(argument, mesh, where=where)
+
+
+def _exportable(mesh: Mesh) -> Any:
+    """A trimesh for the writers of glb, which take attributes of one column in float32, and of stl."""
+    values = mesh.vertex_attributes
+    if values is None or is_colour(values.numpy()):
+        return to_trimesh(mesh)
+    result = to_trimesh(Mesh(mesh.vertices, mesh.faces))
+    for i, column in enumerate(values.unbind(1)):
+        result.vertex_attributes[f"_{ATTRIBUTE_KEY}_{i}"] = column.float().numpy()
+    return result
+
+
+def _with_ply_attributes(mesh: Mesh, path: Path) -> Mesh:
+    """A mesh with the attributes of its PLY file that are no colours."""
+    values = read_ply_vertices(path).attributes()
+    if values is None or len(values) != len(mesh.vertices):  # trimesh splits vertices along seams of textures
+        return mesh
+    return Mesh(mesh.vertices, mesh.faces, vertex_attributes=torch.from_numpy(values))
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from diffmatch.meshing.mesh import Mesh
 from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics
 from diffmatch.meshing.parameters import FlexiParameters
 from diffmatch.meshing.signs import walled, without_specks
-from diffmatch.meshing.targets import MeshTarget, Target, load_target
+from diffmatch.meshing.targets import Attributed, MeshTarget, Target, load_target
 from diffmatch.optim.registry import optimizer_spec
 
 __all__ = ["MeshFit", "fit_mesh"]
@@ -48,7 +48,7 @@ class MeshFit:
         mesh: the fitted mesh, in the target's own coordinates.
         metrics: its measures against ``target_mesh``.
         history: how the fit went.
-        target_mesh: the target, or for fields and volumes a mesh of it by dual contouring on a finer grid.
+        target_mesh: the target, or unless it is a mesh, one of it by dual contouring on a finer grid.
         settings: what the fit was run with.
     """
 
@@ -71,6 +71,8 @@ def fit_mesh(
     field_losses: Sequence[Callable[[Float[Tensor, "x y z"]], Tensor]] = (),
     keep_signs: bool | None = None,
     smallest_part: int = 8,
+    attributes: bool = True,
+    dtype: torch.dtype = torch.float32,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -85,8 +87,9 @@ def fit_mesh(
     multiple of L_dev). The mesh is that of the last extraction, without any projection or remeshing.
 
     Args:
-        target: path of a mesh or volume file, ``"module:name"`` of a field, a mesh, a volume, or a callable that maps
-            points (n, 3) to values (n,), negative inside. See :func:`~diffmatch.meshing.targets.load_target`.
+        target: path of a file with a mesh, points or a volume, ``"module:name"`` of a field, a mesh, a point cloud, a
+            volume, or a callable that maps points (n, 3) to values (n,), negative inside. See
+            :func:`~diffmatch.meshing.targets.load_target`.
         resolution: cells of the grid along each side of [-1, 1]^3.
         steps: steps of the fit; default 300.
         optimizer: a name of :func:`diffmatch.optim.optimizer_names`; default "adam".
@@ -100,6 +103,8 @@ def fit_mesh(
             have on this grid. Default: True, unless there are ``field_losses``.
         smallest_part: bodies and cavities of fewer nodes are left out, with a warning in the log: at that size they
             are mostly traces of overlapping triangles or noise. The largest body always stays.
+        attributes: give the mesh the vertex attributes, such as colours, that the target has at the nearest points.
+        dtype: of field and weights, float32 or float64.
         checkpoint: file to keep the state in; see :func:`diffmatch.fit`.
         resume: go on from the checkpoint if there is one.
         progress: show a bar on a terminal.
@@ -116,8 +121,10 @@ def fit_mesh(
     if steps < 1:
         raise InputError("steps", "a whole number of at least 1", repr(steps))
     optimizer_spec(optimizer)
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError("dtype", "torch.float32 or torch.float64", repr(dtype))
     aim = target if isinstance(target, Target) else load_target(target)
-    start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(torch.float32)
+    start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(dtype)
     inside = start < 0
     if not bool(inside.any()) or bool(inside.all()):
         raise InputError(
@@ -137,6 +144,7 @@ def fit_mesh(
         "seed": seed,
         "keep_signs": shape.hold,
         "smallest_part": smallest_part,
+        "dtype": str(dtype).removeprefix("torch."),
     }
     generator = torch.Generator().manual_seed(seed)
     features = dual_contouring(grid, start, aim.value_and_gradient, regularization=_PLANAR) if shape.hold else None
@@ -160,7 +168,9 @@ def fit_mesh(
     )
     with torch.no_grad():
         made, _ = shape.extract(training=False)
-    mesh = Mesh(aim.normalization.inverse(made.vertices.double()), made.faces).to("cpu")
+    carried = aim.attributes_at(made.vertices) if attributes and isinstance(aim, Attributed) else None
+    placed = aim.normalization.inverse(made.vertices.double())
+    mesh = Mesh(placed, made.faces, vertex_attributes=carried).to("cpu")
     wanted = _target_mesh(aim, grid)
     return MeshFit(mesh, mesh_metrics(mesh, wanted, seed=seed), history, wanted, settings)
 

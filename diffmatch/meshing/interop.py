@@ -75,7 +75,7 @@ def from_trimesh(source: Any) -> Mesh:
     if not (hasattr(source, "vertices") and hasattr(source, "faces")):
         raise InputError("mesh", "a trimesh mesh", type(source).__name__)
     vertices, faces = _float_tensor("vertices", source.vertices), _index_tensor("faces", source.faces)
-    values = getattr(source, "vertex_attributes", {}).get(ATTRIBUTE_KEY)
+    values = _attributes(getattr(source, "vertex_attributes", {}))
     visual = getattr(source, "visual", None)
     if values is None and getattr(visual, "kind", None) == "vertex":
         values = np.asarray(source.visual.vertex_colors, dtype=np.float64) / 255
@@ -124,6 +124,17 @@ def from_pytorch3d(source: Any) -> Mesh:
 def is_colour(values: np.ndarray) -> bool:
     """Whether vertex attributes (v, d) can be read as RGB or RGBA: 3 or 4 columns within [0, 1]."""
     return values.shape[1] in (3, 4) and bool(((values >= 0) & (values <= 1)).all())
+
+
+def _attributes(found: Any) -> np.ndarray | None:
+    """Our attributes among those of a trimesh: together, or as a glTF file has them, a column each."""
+    if ATTRIBUTE_KEY in found:
+        return np.asarray(found[ATTRIBUTE_KEY])
+    names = {name.lower(): name for name in found}
+    columns: list[np.ndarray] = []
+    while (key := f"_{ATTRIBUTE_KEY}_{len(columns)}") in names:
+        columns.append(np.asarray(found[names[key]]).reshape(-1))
+    return np.stack(columns, axis=1) if columns else None
 
 
 def _from_scene(scene: Any) -> Mesh:

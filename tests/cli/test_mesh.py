@@ -97,6 +97,7 @@ def test_what_was_not_given_is_left_to_the_fit(fit, out):
         "steps": None,
         "lr": None,
         "optimizer": None,
+        "attributes": True,
     }
 
 

@@ -135,3 +135,16 @@ def test_an_interrupted_run_goes_on_to_the_bits_of_one_that_was_not(folder):
     assert main([*words, "out.obj"]) == main([*words, "whole.obj"]) == 0
     assert (folder / "out.obj").read_bytes() == (folder / "whole.obj").read_bytes()
     assert not checkpoint.exists()
+
+
+def test_points_with_colours_become_a_coloured_mesh(folder):
+    normals = np.random.default_rng(0).normal(size=(1500, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    np.savez(folder / "cloud.npz", points=0.8 * normals, normals=normals, colors=(normals + 1) / 2)
+    words = ["mesh", "cloud.npz", "-o", "out.glb", "--resolution", "12", "--steps", "4", "--quiet", "--device", "cpu"]
+    assert main(words) == 0
+    made = read_mesh(folder / "out.glb")
+    assert json.loads((folder / "out.json").read_text())["metrics"]["watertight"]
+    assert abs(made.vertex_attributes[:, :3].numpy() - (made.vertices.numpy() / 0.8 + 1) / 2).mean() < 0.05
+    assert main([*words, "--no-attributes"]) == 0
+    assert read_mesh(folder / "out.glb").vertex_attributes is None

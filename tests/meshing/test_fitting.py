@@ -128,6 +128,7 @@ def test_resumed_fit_has_the_bits_of_an_uninterrupted_one(tmp_path):
         ({"resolution": 5000}, "resolution"),
         ({"steps": 0}, "steps"),
         ({"optimizer": "adm"}, "optimizer"),
+        ({"dtype": torch.float16}, "dtype"),
     ],
 )
 def test_bad_settings_are_named(settings, argument):
@@ -158,3 +159,15 @@ def test_research_meshes_beat_marching_cubes(data_dir, name):
     assert result.metrics.validity.watertight
     assert result.metrics.validity.euler_characteristic == wanted.validity.euler_characteristic
     assert result.metrics.validity.bodies == wanted.validity.bodies
+
+
+def test_single_and_double_precision_and_seeds_agree():
+    target = load_target(cube_field)
+    means = []
+    for settings in ({}, {"dtype": torch.float64}, {"seed": 1}, {"seed": 2}):
+        result = fitted(target, steps=60, **settings)
+        means.append(
+            float(cube_field(result.mesh.sample(20_000, torch.Generator().manual_seed(0)).points).abs().mean())
+        )
+    assert means[1] == pytest.approx(means[0], rel=0.05)
+    assert max(means) - min(means) < 0.1 * means[0]

@@ -16,8 +16,10 @@ from torch import Tensor
 from diffmatch.errors import InputError
 from diffmatch.meshing.files import VOLUME_SUFFIXES, Volume, read_mesh, read_volume
 from diffmatch.meshing.interop import as_mesh
+from diffmatch.meshing.point_files import PointCloud, holds_points, read_points
 from diffmatch.meshing.targets.field import FieldTarget
 from diffmatch.meshing.targets.mesh import MeshTarget
+from diffmatch.meshing.targets.points import PointTarget
 from diffmatch.meshing.targets.target import Target
 from diffmatch.meshing.targets.volume import VolumeTarget
 
@@ -31,9 +33,10 @@ def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence
     """A target from a file, a name, or an object.
 
     Args:
-        source: the path of a mesh or of a volume (.npy, .npz); ``"module:name"`` of a field, with the current folder
-            importable; or a mesh (`as_mesh`), a `Volume`, a field or a target. A named field may be a callable of
-            points (n, 3), an ``nn.Module``, or a class or a function without arguments that makes one.
+        source: the path of a mesh, of points (see `read_points`; .ply without faces, .npz with ``points``) or of a
+            volume (.npy, .npz); ``"module:name"`` of a field, with the current folder importable; or a mesh
+            (`as_mesh`), a `PointCloud`, a `Volume`, a field or a target. A named field may be a callable of points
+            (n, 3), an ``nn.Module``, or a class or a function without arguments that makes one.
         bounds: of a field, see `FieldTarget`; by default the field's own ``bounds`` where it has such an attribute.
 
     Raises:
@@ -49,6 +52,8 @@ def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence
         return _file_target(Path(text))
     if isinstance(source, Volume):
         return VolumeTarget(source)
+    if isinstance(source, PointCloud):
+        return _point_target(source)
     holds_mesh = isinstance(source, (tuple, list)) or hasattr(source, "faces") or hasattr(source, "verts_list")
     if holds_mesh or (hasattr(source, "geometry") and hasattr(source, "graph")):
         return MeshTarget(as_mesh(source))
@@ -59,6 +64,8 @@ def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence
 
 def _file_target(path: Path) -> Target:
     try:
+        if holds_points(path):
+            return _point_target(read_points(path))
         if path.suffix.lower() in VOLUME_SUFFIXES:
             return VolumeTarget(read_volume(path))
         return MeshTarget(read_mesh(path))
@@ -66,6 +73,10 @@ def _file_target(path: Path) -> Target:
         if error.argument != "path":
             raise
         raise InputError("target", error.wanted, error.got) from error  # the name that the caller knows
+
+
+def _point_target(cloud: PointCloud) -> PointTarget:
+    return PointTarget(cloud.points, cloud.normals, attributes=cloud.attributes)
 
 
 def _field_target(field: Any, bounds: Any) -> FieldTarget:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffmatch.errors import InputError, require
+from diffmatch.meshing.attributes import transfer_attributes
 from diffmatch.meshing.files import merge_vertices
 from diffmatch.meshing.interop import as_mesh
 from diffmatch.meshing.mesh import Mesh, check_values
@@ -75,6 +76,10 @@ class MeshTarget:
         self.mesh = Mesh(torch.from_numpy(vertices), torch.from_numpy(faces))
         visible_vertices, visible_faces, self._buried = visible_triangles(vertices, faces, self._winding)
         self.surface = Mesh(torch.from_numpy(visible_vertices), torch.from_numpy(visible_faces))
+        # As it came: caps have no attributes.
+        self._painted = None
+        if mesh.vertex_attributes is not None:
+            self._painted = Mesh(torch.from_numpy(boxed), mesh.faces, vertex_attributes=mesh.vertex_attributes)
         self._normals = self.surface.face_normals
         self._tree = igl.AABB()
         self._tree.init(visible_vertices, visible_faces)
@@ -119,6 +124,14 @@ class MeshTarget:
             self._normals[torch.from_numpy(face)].to(points),
             torch.from_numpy(np.sqrt(squared)).to(points),
         )
+
+    def attributes_at(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n d"] | None:
+        """The vertex attributes at the nearest points of the mesh as it came; None where it has none.
+
+        Raises:
+            InputError: a point is not finite.
+        """
+        return None if self._painted is None else transfer_attributes(self._painted, points)
 
     def sample(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffmatch.meshing.targets.normalization import Normalization
 
-__all__ = ["Target", "value_and_gradient"]
+__all__ = ["Attributed", "Target", "value_and_gradient"]
 
 
 @runtime_checkable
@@ -35,6 +35,15 @@ class Target(Protocol):
 
     def value_and_gradient(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
         """`sdf` and its gradient, both without a graph."""
+        ...
+
+
+@runtime_checkable
+class Attributed(Protocol):
+    """A target that may have attributes, such as colours, to carry to the mesh fitted to it."""
+
+    def attributes_at(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n d"] | None:
+        """The attributes of the surface near points of the box, shape (n, d); None where the target has none."""
         ...
 
 

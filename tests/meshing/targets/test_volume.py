@@ -21,7 +21,7 @@ def test_nodes_are_met_and_linear_fields_are_exact(dtype, device, tolerance):
     assert isinstance(target, Target)
     low = torch.tensor(volume.origin, dtype=torch.float64)
     high = low + torch.tensor(volume.spacing, dtype=torch.float64) * torch.tensor([4, 5, 6])
-    own = low + (high - low) * torch.rand(50, 3, dtype=torch.float64)
+    own = low + (high - low) * torch.rand(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     own = own[plane(own) > -0.05]  # deeper, the walls of the grid may be nearer
     boxed = target.normalization.apply(own).to(device, dtype)
     expected = (plane(own) * target.normalization.scale).to(device, dtype)
@@ -34,7 +34,7 @@ def test_the_box_is_put_around_the_solid():
     assert target.normalization.center == pytest.approx(center, abs=1e-3)
     assert target.normalization.scale == pytest.approx(1.8, rel=5e-3)
     torch.testing.assert_close(target.bounds[1], torch.full((3,), 0.9, dtype=torch.float64), rtol=0, atol=5e-3)
-    points = torch.rand(200, 3, dtype=torch.float64) - 0.5
+    points = torch.rand(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
     torch.testing.assert_close(target.sdf(points), sphere(points, radius=0.9), rtol=0, atol=0.02)
 
 
