@@ -19,8 +19,11 @@ class StraightThrough:
     Without a relaxation the solution of a maximising solver is treated as the identity of the scores, that of a
     minimising one as minus the identity of the costs (Sahoo et al. 2023): no second solve, no setting; the direction is
     right, the length is not. The loss has to be one whose gradient vanishes at the target: with the squared error this
-    is the structured perceptron, while the gradient of the linear Hamming loss would push on for ever. The usual relaxation is entropic transport, whose plan is close to the solution at a low
-    temperature; its gradient then is exact for the plan.
+    is the structured perceptron, while the gradient of the linear Hamming loss would push on for ever, and only what
+    the loss reads is learned.
+
+    The usual relaxation is entropic transport, whose plan is close to the solution at a low temperature; the gradient
+    then is that of the plan.
 
     Args:
         relaxation: differentiable function of the costs with values of the same shapes as the solutions.

@@ -304,7 +304,7 @@ def _first_of_each(points: np.ndarray) -> np.ndarray:
 
 
 def _cleaned(
-    points: np.ndarray, normals: np.ndarray, noise: float | None, estimated: bool
+    points: np.ndarray, normals: np.ndarray, noise: float | int | None, estimated: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Normals, points and the noise in these, after denoising."""
     if estimated:
