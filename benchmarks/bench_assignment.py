@@ -1,6 +1,7 @@
 """Linear assignment against SciPy's solver in a loop and lap's, by batch and size, on four kinds of costs.
 
-Ours also gives dual variables and checks its input; the peers give neither. The value stands beside each time. `auction`
+Ours also gives dual variables and checks its input; the peers give neither. The value stands beside each time.
+`auction`
 is the solver for other devices, here on the CPU, to its default tolerance.
 """
 
