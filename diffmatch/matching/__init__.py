@@ -4,6 +4,7 @@ from diffmatch.matching.assignment import AssignmentResult as AssignmentResult
 from diffmatch.matching.assignment import assign as assign
 from diffmatch.matching.transport import ConvergenceError as ConvergenceError
 from diffmatch.matching.transport import TransportResult as TransportResult
+from diffmatch.matching.transport import exact_transport as exact_transport
 from diffmatch.matching.transport import gumbel_sinkhorn as gumbel_sinkhorn
 from diffmatch.matching.transport import sinkhorn as sinkhorn
 from diffmatch.matching.transport import sinkhorn_divergence as sinkhorn_divergence
@@ -16,6 +17,7 @@ __all__ = [
     "ConvergenceError",
     "TransportResult",
     "assign",
+    "exact_transport",
     "gumbel_sinkhorn",
     "sinkhorn",
     "sinkhorn_divergence",

@@ -60,6 +60,31 @@ def lion_kernel(addresses, starts, rows, coefficients, first, last):
 
 @_kernel
 @typing.no_type_check
+def sophia_kernel(addresses, starts, rows, coefficients, first, last):
+    """Sophia on parameters, gradients, momenta, curvatures; coefficients: lr, decay, b1, 1 - b1, gamma, eps, sign."""
+    tensor = np.searchsorted(starts, first, side="right") - 1
+    while tensor < len(rows) and starts[tensor] < last:
+        low = max(first - starts[tensor], 0)
+        size = min(last, starts[tensor + 1]) - starts[tensor] - low
+        offset = low * coefficients.itemsize
+        param = carray(_pointer(addresses[0, tensor] + offset, coefficients), size)
+        grad = carray(_pointer(addresses[1, tensor] + offset, coefficients), size)
+        momentum = carray(_pointer(addresses[2, tensor] + offset, coefficients), size)
+        curvature = carray(_pointer(addresses[3, tensor] + offset, coefficients), size)
+        lr, decay, b1, one_minus_b1, gamma, eps, sign = coefficients[rows[tensor]]
+        one = gamma / gamma
+        for i in range(size):
+            m = b1 * momentum[i] + one_minus_b1 * (sign * grad[i])
+            momentum[i] = m
+            bound = gamma * curvature[i]
+            ratio = m / (bound if bound > eps else eps)
+            ratio = one if ratio > one else (-one if ratio < -one else ratio)
+            param[i] = param[i] * decay - lr * ratio
+        tensor += 1
+
+
+@_kernel
+@typing.no_type_check
 def exadam_kernel(addresses, starts, rows, coefficients, first, last):
     """EXAdam on parameters, gradients, first and second moments; coefficients as :func:`exadam.coefficients` lists."""
     tensor = np.searchsorted(starts, first, side="right") - 1

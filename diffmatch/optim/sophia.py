@@ -9,8 +9,8 @@ from torch import Tensor
 from diffmatch.autodiff.hessian import Curvature, gradients_or_none
 from diffmatch.errors import InputError, check_positive
 from diffmatch.optim.elementwise import ElementwiseOptimizer, Rule, Steps, decay
+from diffmatch.optim.kernels import sophia_kernel
 from diffmatch.optim.second_order import DiagonalOptimizer
-from diffmatch.optim.sophia_kernel import sophia_kernel
 
 __all__ = ["SophiaG", "SophiaH"]
 

@@ -161,7 +161,7 @@ def _seed(walk: Walk, program: ExportedProgram, model: nn.Module) -> dict[str, l
                 used.add(spec.target)
             continue
         constant = spec.kind is not InputKind.USER_INPUT
-        reason = f"a constant of the model ({spec.target})" if constant else f"an axis of the input {node.name}"
+        reason = f"a constant of the model ({spec.target})" if constant else f"an axis of the input {node.name!r}"
         walk.values[node] = Value([fixed(int(n), reason) for n in value.shape])
     memory = {_memory(state[name]) for name in used}
     for name, tensor in state.items():
