@@ -33,7 +33,10 @@ _DEVIATION = 0.01
 """Weight of L_dev, in cells, beside mean squared distances, in cells."""
 _SAMPLES = 10_000
 """Points drawn on the faces in each step."""
-_NORMALISED = ("adam", "adamw", "nadam", "radam", "adamax")
+_NORMALISED = (
+    *("adam", "adamw", "nadam", "radam", "adamax", "adam8bit", "adamw8bit", "adam-uniform", "dct-adamw", "exadam"),
+    *("lion", "lion8bit", "sophia-g", "sophia-h"),
+)
 _RATE = 0.06
 """Learning rate of these, whose steps do not depend on the scale of gradients; parameters are in units of a cell."""
 _HELD_BYTES, _FREE_BYTES = 150, 500
