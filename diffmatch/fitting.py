@@ -29,7 +29,8 @@ from diffmatch.errors import InputError, check_positive
 from diffmatch.evaluation import Evaluation, Loss, NotFiniteError, OverflowedError, loss_scaler
 from diffmatch.history import FitState, History, Status
 from diffmatch.interrupts import Interrupts
-from diffmatch.optim.parameters import Parameters, parameter_names
+from diffmatch.optim.choice import Problem, choose_optimizer
+from diffmatch.optim.parameters import Parameters, parameter_groups, parameter_names
 from diffmatch.optim.registry import as_optimizer
 from diffmatch.optim.schedules import Schedule, ScheduleLike, make_schedule
 from diffmatch.optim.structure import Structure, precondition
@@ -72,7 +73,8 @@ def fit(
     params: Parameters | None,
     loss: Loss,
     *,
-    optimizer: str | Optimizer = "adamw",
+    optimizer: str | Optimizer = "auto",
+    problem: Problem = "sampled",
     lr: float | None = None,
     optimizer_options: Mapping[str, Any] | None = None,
     steps: int = 500,
@@ -107,7 +109,10 @@ def fit(
             leaf tensors that require gradients. None with an optimizer instance, whose own parameters are taken.
         loss: function that returns a scalar tensor, or a mapping of named ones whose sum is minimised; it calls no
             ``backward``. A required argument, or one named ``step``, receives the index of the step, from 0.
-        optimizer: a name (see :func:`diffmatch.optim.optimizer_names`) or an instance.
+        optimizer: a name (see :func:`diffmatch.optim.optimizer_names`) or an instance; ``"auto"`` takes what suits the
+            kind of problem, and ``history.optimizer`` and ``history.reason`` say which and why.
+        problem: what ``"auto"`` goes by: ``"smooth"`` (twice differentiable, the same at every evaluation),
+            ``"absolute"`` (with kinks, as sums of absolute values) or ``"sampled"`` (drawn anew at each).
         lr: learning rate of the groups that bring none; None takes the optimizer's default.
         optimizer_options: further settings of a named optimizer.
         steps: number of steps in all, those before a resumption included.
@@ -152,7 +157,20 @@ def fit(
     """
     limits = _Limits(steps, tol, patience, max_seconds, checkpoint_every)
     _check_options(warmup, clip_norm, ema, autocast)
-    optimizer = as_optimizer(optimizer, params, lr=lr, options=optimizer_options)
+    given: Parameters | None = params
+    reason = ""
+    if optimizer == "auto" and params is not None:
+        given = parameter_groups(params)
+        choice = choose_optimizer(
+            [p for group in given for p in group["params"]],
+            problem=problem,
+            groups=len(given),
+            reads_once=bool(structure) or clip_norm is not None or autocast == torch.float16,
+        )
+        optimizer, reason = choice.name, choice.reason
+        logger.info("%s: %s", optimizer, reason)
+    name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+    optimizer = as_optimizer(optimizer, given, lr=lr, options=optimizer_options)
     settings = optimizer_settings(optimizer)
     names = parameter_names(params, optimizer)
     rates = make_schedule(schedule, optimizer, steps=steps, warmup=warmup)
@@ -187,6 +205,7 @@ def fit(
         file=file,
         generators=generators,
         objects=state or {},
+        history=History(optimizer=name, reason=reason),
     )
     filtering = precondition(optimizer, structure) if structure else None
     try:

@@ -27,6 +27,8 @@ class History:
         status: ``"completed"`` (all steps), ``"converged"`` (the loss changed less than ``tol``), ``"stopped"`` (by a
             callback), ``"timed out"``, ``"diverged"`` (a value was not finite), or ``"running"``.
         message: the same in a sentence, with the step and the culprit where it diverged.
+        optimizer: name of the optimizer, or the class of an instance.
+        reason: why it was taken, where the choice was left to the fit.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -37,6 +39,8 @@ class History:
     evaluations: int = 0
     status: Status = "running"
     message: str = ""
+    optimizer: str = ""
+    reason: str = ""
 
     @property
     def best(self) -> float:
