@@ -1,4 +1,4 @@
-"""Output files that are whole: the old one or the new one, never half of either."""
+"""Input files that exist, and output files that are whole: the old one or the new one, never half of either."""
 
 import contextlib
 import glob
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffmatch.errors import InputError
 
-__all__ = ["atomic_write", "check_writable", "write_bytes_atomic"]
+__all__ = ["atomic_write", "check_writable", "existing_file", "write_bytes_atomic"]
 
 _PREFIX = ".diffmatch"
 _STALE_SECONDS = 24 * 3600.0
@@ -68,6 +68,18 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes, *, argument: s
     """Write bytes to a file, whole or not at all; see :func:`atomic_write`."""
     with atomic_write(path, argument=argument) as temporary:
         temporary.write_bytes(data)
+
+
+def existing_file(path: str | os.PathLike[str], *, argument: str = "path") -> Path:
+    """A path, if a file is there.
+
+    Raises:
+        InputError: nothing is there, or a folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(argument, "an existing file", f"{'the folder ' if path.is_dir() else ''}{str(path)!r}")
+    return path
 
 
 def check_writable(path: str | os.PathLike[str], *, argument: str = "output") -> None:

@@ -17,7 +17,7 @@ def mesh(
     target: Annotated[
         str,
         Parameter(
-            help="A mesh file, points (.ply, .xyz, .npy, .npz), a volume (.npy, .npz) or a field as module:name."
+            help="A mesh file, points (.ply, .xyz, .npy, .npz), a volume (.npy, .npz, .nii) or a field as module:name."
         ),
     ],
     /,
@@ -37,6 +37,9 @@ def mesh(
     attributes: Annotated[
         bool, Parameter(help="Carry vertex colours and attributes of the target over.", negative="--no-attributes")
     ] = True,
+    level: Annotated[
+        float | None, Parameter(help="Of a scan: the value at the surface, larger inside. Else negative is inside.")
+    ] = None,
     metrics: Annotated[Path | None, Parameter(help="Where to write what was measured; OUTPUT.json by default.")] = None,
     job: JobOptions = DEFAULTS,
 ) -> None:
@@ -60,7 +63,7 @@ def mesh(
     from diffmatch.meshing.files import write_mesh
     from diffmatch.meshing.fitting import fit_mesh
 
-    given = {"steps": steps, "lr": lr, "optimizer": job.optimizer}
+    given = {"steps": steps, "lr": lr, "optimizer": job.optimizer, "level": level}
     with resumable(checkpoint):
         result = fit_mesh(
             target,
@@ -74,6 +77,7 @@ def mesh(
             lr=lr,
             optimizer=job.optimizer,
             attributes=attributes,
+            level=level,
         )
         write_mesh(output, result.mesh)
         write_json(metrics, describe_fit(result, target=target, device=device))

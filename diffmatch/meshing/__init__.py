@@ -2,9 +2,7 @@
 
 from diffmatch.meshing.attributes import transfer_attributes as transfer_attributes
 from diffmatch.meshing.dual_contouring import dual_contouring as dual_contouring
-from diffmatch.meshing.files import Volume as Volume
 from diffmatch.meshing.files import read_mesh as read_mesh
-from diffmatch.meshing.files import read_volume as read_volume
 from diffmatch.meshing.files import write_mesh as write_mesh
 from diffmatch.meshing.fitting import MeshFit as MeshFit
 from diffmatch.meshing.fitting import fit_mesh as fit_mesh
@@ -37,5 +35,7 @@ from diffmatch.meshing.targets import PointTarget as PointTarget
 from diffmatch.meshing.targets import Target as Target
 from diffmatch.meshing.targets import VolumeTarget as VolumeTarget
 from diffmatch.meshing.targets import load_target as load_target
+from diffmatch.meshing.volumes import Volume as Volume
+from diffmatch.meshing.volumes import read_volume as read_volume
 from diffmatch.meshing.weights import from_public_order as from_public_order
 from diffmatch.meshing.weights import to_public_order as to_public_order

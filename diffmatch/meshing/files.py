@@ -1,58 +1,24 @@
-"""Meshes and volumes in files."""
+"""Meshes in files."""
 
-import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from diffmatch.errors import InputError, check_floating, check_shape, require
-from diffmatch.io import write_bytes_atomic
+from diffmatch.errors import InputError, require
+from diffmatch.io import existing_file, write_bytes_atomic
 from diffmatch.meshing.interop import ATTRIBUTE_KEY, from_trimesh, is_colour, to_trimesh
 from diffmatch.meshing.mesh import Mesh, check_values
 from diffmatch.meshing.ply import ply_bytes, read_ply_vertices
 
-__all__ = ["VOLUME_SUFFIXES", "WRITE_SUFFIXES", "Volume", "merge_vertices", "read_mesh", "read_volume", "write_mesh"]
+__all__ = ["WRITE_SUFFIXES", "merge_vertices", "read_mesh", "write_mesh"]
 
 WRITE_SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".off")
-VOLUME_SUFFIXES = (".npy", ".npz")
-VALUE_KEYS = ("sdf", "values")
-
-
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """Samples of a scalar field at the nodes of a regular grid, negative inside.
-
-    Attributes:
-        values: shape (nx, ny, nz), floating, each axis at least 2 long; node (i, j, k) lies at
-            ``origin + (i, j, k) * spacing``.
-        spacing: distance of neighbouring nodes along each axis, positive.
-        origin: position of node (0, 0, 0).
-
-    Raises:
-        InputError: a wrong rank, dtype or axis length, or a spacing or origin that is no such triple.
-    """
-
-    values: Float[Tensor, "nx ny nz"]
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def __post_init__(self) -> None:
-        check_shape("values", self.values, ("nx", "ny", "nz"))
-        check_floating("values", self.values)
-        if min(self.values.shape) < 2:
-            raise InputError("values", "at least 2 nodes along each axis", f"shape {tuple(self.values.shape)}")
-        if len(self.spacing) != 3 or not all(math.isfinite(step) and step > 0 for step in self.spacing):
-            raise InputError("spacing", "three positive numbers", str(self.spacing))
-        if len(self.origin) != 3 or not all(math.isfinite(start) for start in self.origin):
-            raise InputError("origin", "three finite numbers", str(self.origin))
 
 
 def read_mesh(path: str | os.PathLike[str]) -> Mesh:
@@ -70,7 +36,7 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
             or face indices out of range.
     """
     trimesh = require("trimesh", extra="mesh")
-    path = _existing(path)
+    path = existing_file(path)
     known = sorted(f".{name}" for name in trimesh.exchange.load.mesh_formats())
     if path.suffix.lower() not in known:
         raise InputError("path", f"a mesh file ({', '.join(known)})", f"{path.name!r}")
@@ -123,41 +89,6 @@ def write_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
         raise InputError("path", "a place that can be written", f"{str(path)!r} ({error.strerror})") from None
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a scalar field on a regular grid from numpy's formats.
-
-    Args:
-        path: an ``.npy`` file with an array of shape (nx, ny, nz); or an ``.npz`` file with such an array under the key
-            ``sdf`` or ``values`` or as its only 3-D array, and optionally ``spacing`` (one number, or one an axis) and
-            ``origin``, which default to 1 and 0.
-
-    Returns:
-        The volume in its floating dtype; integers become float64, float16 becomes float32.
-
-    Raises:
-        InputError: no such file, an unknown suffix, a file that cannot be read, no 3-D array, a dtype that is not a
-            real number, an axis shorter than 2, or values that are not finite.
-    """
-    path = _existing(path)
-    if path.suffix.lower() not in VOLUME_SUFFIXES:
-        raise InputError("path", f"a volume file ({', '.join(VOLUME_SUFFIXES)})", f"{path.name!r}")
-    arrays = _load_arrays(path)
-    values = _volume_values(arrays, path)
-    if values.ndim != 3:
-        raise InputError("path", "an array of shape (nx, ny, nz)", f"shape {values.shape} in {str(path)!r}")
-    if values.dtype.kind not in "fiu":
-        raise InputError("path", "an array of real numbers", f"dtype {values.dtype} in {str(path)!r}")
-    bad = int((~np.isfinite(values)).sum())
-    if bad:
-        raise InputError("path", "finite values", f"{bad} of {values.size} NaN or infinite in {str(path)!r}")
-    dtype = {"float16": np.float32, "float32": np.float32}.get(values.dtype.name, np.float64)
-    return Volume(
-        torch.from_numpy(np.array(values, dtype=dtype)),
-        spacing=_triple("spacing", arrays.get("spacing", 1.0)),
-        origin=_triple("origin", arrays.get("origin", 0.0)),
-    )
-
-
 def merge_vertices(mesh: Mesh, *, tolerance: float = 1e-8) -> Mesh:
     """Merge vertices at the same position; needs values on the CPU.
 
@@ -195,13 +126,6 @@ def merge_vertices(mesh: Mesh, *, tolerance: float = 1e-8) -> Mesh:
     )
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("path", "an existing file", f"{'the folder ' if path.is_dir() else ''}{str(path)!r}")
-    return path
-
-
 def _check_mesh(argument: str, mesh: Mesh, where: str = "") -> None:
     if len(mesh.faces) == 0:
         raise InputError(argument, "a mesh with faces", f"none{where}")
@@ -225,37 +149,6 @@ def _with_ply_attributes(mesh: Mesh, path: Path) -> Mesh:
     if values is None or len(values) != len(mesh.vertices):  # trimesh splits vertices along seams of textures
         return mesh
     return Mesh(mesh.vertices, mesh.faces, vertex_attributes=torch.from_numpy(values))
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name; that of an npy file under the first of the known names."""
-    try:
-        with path.open("rb") as file:  # numpy leaves it open when it stumbles
-            loaded: Any = np.load(file, allow_pickle=False)
-            return {VALUE_KEYS[0]: loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
-    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError("path", f"a readable {path.suffix} file of numbers", f"{str(path)!r} ({reason})") from None
-
-
-def _volume_values(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
-    for key in VALUE_KEYS:
-        if key in arrays:
-            return arrays[key]
-    solid = [name for name, array in arrays.items() if array.ndim == 3]
-    if len(solid) != 1:
-        wanted = f"an array named {' or '.join(VALUE_KEYS)}, or a single 3-D array"
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "no arrays"
-        raise InputError("path", wanted, f"{shapes} in {str(path)!r}")
-    return arrays[solid[0]]
-
-
-def _triple(argument: str, value: Any) -> tuple[float, float, float]:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu" or array.shape not in ((), (1,), (3,)):
-        raise InputError(argument, "one number or three", f"{array.dtype} of shape {array.shape}")
-    x, y, z = np.broadcast_to(array.astype(np.float64), 3).tolist()
-    return x, y, z
 
 
 def _obj_text(mesh: Mesh) -> str:

@@ -75,6 +75,7 @@ def fit_mesh(
     keep_signs: bool | None = None,
     smallest_part: int = 8,
     attributes: bool = True,
+    level: float | None = None,
     dtype: torch.dtype = torch.float32,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
@@ -107,6 +108,8 @@ def fit_mesh(
         smallest_part: bodies and cavities of fewer nodes are left out, with a warning in the log: at that size they
             are mostly traces of overlapping triangles or noise. The largest body always stays.
         attributes: give the mesh the vertex attributes, such as colours, that the target has at the nearest points.
+        level: of the file of a scan: its surface is where the values are this, and larger inside; see
+            :func:`~diffmatch.meshing.read_volume`.
         dtype: of field and weights, float32 or float64.
         checkpoint: file to keep the state in; see :func:`diffmatch.fit`.
         resume: go on from the checkpoint if there is one.
@@ -126,7 +129,7 @@ def fit_mesh(
     optimizer_spec(optimizer)
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", "torch.float32 or torch.float64", repr(dtype))
-    aim = target if isinstance(target, Target) else load_target(target)
+    aim = load_target(target, level=level)
     start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(dtype)
     inside = start < 0
     if not bool(inside.any()) or bool(inside.all()):

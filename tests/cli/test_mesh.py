@@ -98,17 +98,19 @@ def test_what_was_not_given_is_left_to_the_fit(fit, out):
         "lr": None,
         "optimizer": None,
         "attributes": True,
+        "level": None,
     }
 
 
 def test_every_option_reaches_the_fit(fit, out, tmp_path, capsys):
     words = ["mesh", "m:f", "--output", str(out), "--resolution", "8,9,10", "--steps", "5", "--lr", "0.02"]
-    words += ["--optimizer", "adam", "--seed", "3", "--device", "cpu", "--no-resume", "--quiet"]
+    words += ["--optimizer", "adam", "--seed", "3", "--device", "cpu", "--no-resume", "--quiet", "--level", "0.5"]
     words += ["--checkpoint", str(tmp_path / "c.pt"), "--metrics", str(tmp_path / "measured.json")]
     assert main(words) == 0
     options = fit.calls[0][1]
     assert options["resolution"] == (8, 9, 10)
     assert (options["steps"], options["lr"], options["optimizer"], options["seed"]) == (5, 0.02, "adam", 3)
+    assert options["level"] == 0.5
     assert (options["resume"], options["progress"], options["checkpoint"]) == (False, False, tmp_path / "c.pt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["measured.json", "out.obj"]
     captured = capsys.readouterr()

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from diffmatch.errors import InputError
-from diffmatch.meshing.files import WRITE_SUFFIXES, Volume, merge_vertices, read_mesh, read_volume, write_mesh
+from diffmatch.meshing.files import WRITE_SUFFIXES, merge_vertices, read_mesh, write_mesh
 from diffmatch.meshing.mesh import Mesh
 from diffmatch.meshing.metrics import mesh_validity
+from diffmatch.meshing.volumes import read_volume
 
 trimesh = pytest.importorskip("trimesh")
 
@@ -167,83 +168,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, ball, monkeypatch):
     with pytest.raises(InputError, match=r"path: want a place that can be written, got .*No space left"):
         write_mesh(path, ball)
     assert path.read_text() == "old"
-
-
-def test_volumes(tmp_path):
-    values = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    np.save(tmp_path / "a.npy", values)
-    plain = read_volume(tmp_path / "a.npy")
-    assert (plain.spacing, plain.origin) == ((1, 1, 1), (0, 0, 0))
-    assert plain.values.dtype == torch.float32
-    assert np.array_equal(plain.values.numpy(), values)
-    for key in ("sdf", "values", "anything"):
-        arrays = {key: values, "spacing": np.array([0.1, 0.2, 0.3]), "origin": [1, 2, 3], "more": np.zeros(4)}
-        np.savez(tmp_path / "a.npz", **arrays)
-        volume = read_volume(tmp_path / "a.npz")
-        assert (volume.spacing, volume.origin) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-        assert np.array_equal(volume.values.numpy(), values)
-    np.savez(tmp_path / "a.npz", sdf=values, values=values + 1, spacing=0.5)
-    assert read_volume(tmp_path / "a.npz").spacing == (0.5, 0.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [(np.int16, torch.float64), (np.float16, torch.float32), (">f4", torch.float32), (np.uint64, torch.float64)],
-)
-def test_dtypes_of_volumes(tmp_path, given, wanted):
-    values = np.arange(8).reshape(2, 2, 2).astype(given)
-    np.save(tmp_path / "a.npy", np.asfortranarray(values))
-    read = read_volume(tmp_path / "a.npy").values
-    assert read.dtype == wanted
-    assert read.flatten().tolist() == list(range(8))
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((3, 3)), r"an array of shape \(nx, ny, nz\), got shape \(3, 3\)"),
-        (np.zeros((1, 3, 3)), "at least 2 nodes along each axis"),
-        (np.zeros((2, 2, 2), dtype=complex), "an array of real numbers, got dtype complex128"),
-        (np.zeros((2, 2, 2), dtype=bool), "an array of real numbers, got dtype bool"),
-        (np.full((2, 2, 2), "a"), "an array of real numbers"),
-        (np.array([[[1.0, np.nan], [np.inf, 2]]] * 2), "finite values, got 4 of 8 NaN or infinite"),
-    ],
-)
-def test_bad_volumes_are_named(tmp_path, array, message):
-    np.save(tmp_path / "a.npy", array)
-    with pytest.raises(InputError, match=message):
-        read_volume(tmp_path / "a.npy")
-
-
-def test_bad_volume_files(tmp_path):
-    cube = np.zeros((2, 2, 2))
-    for name in ("a.npy", "a.npz"):
-        (tmp_path / name).write_bytes(b"PK\x03\x04 no")
-        with pytest.raises(InputError, match=r"a readable \.np. file of numbers"):
-            read_volume(tmp_path / name)
-    np.save(tmp_path / "o.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(InputError, match=r"a readable \.np. file of numbers"):
-        read_volume(tmp_path / "o.npy")
-    (tmp_path / "a.vti").touch()
-    with pytest.raises(InputError, match=r"a volume file \(\.npy, \.npz\), got 'a\.vti'"):
-        read_volume(tmp_path / "a.vti")
-    np.savez(tmp_path / "two.npz", a=cube, b=cube)
-    with pytest.raises(InputError, match=r"a single 3-D array, got a \(2, 2, 2\), b \(2, 2, 2\)"):
-        read_volume(tmp_path / "two.npz")
-    for extra, message in [
-        ({"spacing": [1, 2]}, "spacing: want one number or three"),
-        ({"spacing": 0.0}, "spacing: want three positive numbers"),
-        ({"origin": np.nan}, "origin: want three finite numbers"),
-        ({"origin": "here"}, "origin: want one number or three"),
-    ]:
-        np.savez(tmp_path / "bad.npz", sdf=cube, **extra)
-        with pytest.raises(InputError, match=message):
-            read_volume(tmp_path / "bad.npz")
-
-
-@pytest.mark.untyped
-def test_volume_checks_its_shape_and_dtype():
-    with pytest.raises(InputError, match=r"values: want shape \(nx, ny, nz\)"):
-        Volume(torch.zeros(3, 3))
-    with pytest.raises(InputError, match="values: want a real floating-point dtype"):
-        Volume(torch.zeros(3, 3, 3).int())

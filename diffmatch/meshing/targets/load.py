@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffmatch.errors import InputError
-from diffmatch.meshing.files import VOLUME_SUFFIXES, Volume, read_mesh, read_volume
+from diffmatch.meshing.files import read_mesh
 from diffmatch.meshing.interop import as_mesh
 from diffmatch.meshing.point_files import PointCloud, holds_points, read_points
 from diffmatch.meshing.targets.field import FieldTarget
@@ -22,6 +22,7 @@ from diffmatch.meshing.targets.mesh import MeshTarget
 from diffmatch.meshing.targets.points import PointTarget
 from diffmatch.meshing.targets.target import Target
 from diffmatch.meshing.targets.volume import VolumeTarget
+from diffmatch.meshing.volumes import Volume, holds_volume, read_volume
 
 __all__ = ["load_target"]
 
@@ -29,27 +30,35 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 FIELD_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
-def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence[float | int]] | None = None) -> Target:
+def load_target(
+    source: Any,
+    *,
+    bounds: Float[Tensor, "2 3"] | Sequence[Sequence[float | int]] | None = None,
+    level: float | None = None,
+) -> Target:
     """A target from a file, a name, or an object.
 
     Args:
         source: the path of a mesh, of points (see `read_points`; .ply without faces, .npz with ``points``) or of a
-            volume (.npy, .npz); ``"module:name"`` of a field, with the current folder importable; or a mesh
-            (`as_mesh`), a `PointCloud`, a `Volume`, a field or a target. A named field may be a callable of points
-            (n, 3), an ``nn.Module``, or a class or a function without arguments that makes one.
+            volume (.npy, .npz, .nii, .nii.gz); ``"module:name"`` of a field, with the current folder importable; or a
+            mesh (`as_mesh`), a `PointCloud`, a `Volume`, a field or a target. A named field may be a callable of
+            points (n, 3), an ``nn.Module``, or a class or a function without arguments that makes one.
         bounds: of a field, see `FieldTarget`; by default the field's own ``bounds`` where it has such an attribute.
+        level: of the file of a scan, see `read_volume`.
 
     Raises:
         InputError: whatever is wrong with the file or the object; a module that fails to import, a name it does not
             have, or one that cannot be called.
     """
+    if level is not None and not isinstance(source, (str, os.PathLike)):
+        raise InputError("level", "None but for the file of a volume", f"{level:g} with {type(source).__name__}")
     if isinstance(source, Target):
         return source
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         if not Path(text).exists() and FIELD_NAME.fullmatch(text):
             return _field_target(_named_field(text), bounds)
-        return _file_target(Path(text))
+        return _file_target(Path(text), level)
     if isinstance(source, Volume):
         return VolumeTarget(source)
     if isinstance(source, PointCloud):
@@ -62,12 +71,14 @@ def load_target(source: Any, *, bounds: Float[Tensor, "2 3"] | Sequence[Sequence
     raise InputError("target", "a path, module:name, mesh, volume or callable", type(source).__name__)
 
 
-def _file_target(path: Path) -> Target:
+def _file_target(path: Path, level: float | None) -> Target:
     try:
+        if holds_volume(path) and not holds_points(path):
+            return VolumeTarget(read_volume(path, level=level))
+        if level is not None:
+            raise InputError("level", "None but for the file of a volume", f"{level:g} with {path.name!r}")
         if holds_points(path):
             return _point_target(read_points(path))
-        if path.suffix.lower() in VOLUME_SUFFIXES:
-            return VolumeTarget(read_volume(path))
         return MeshTarget(read_mesh(path))
     except InputError as error:
         if error.argument != "path":

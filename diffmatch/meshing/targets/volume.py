@@ -1,13 +1,13 @@
 """A sampled field as a target."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffmatch.errors import check_finite
-from diffmatch.meshing.files import Volume
 from diffmatch.meshing.targets.normalization import Normalization
 from diffmatch.meshing.targets.target import value_and_gradient
+from diffmatch.meshing.volumes import Volume
 
 __all__ = ["VolumeTarget"]
 
@@ -37,11 +37,11 @@ class VolumeTarget:
     def sdf(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """The interpolated field, times the scale of the box; differentiable in the points."""
         own = self.normalization.inverse(points)
-        low = own.new_tensor(self.volume.origin)
+        own = (own - own.new_tensor(self.volume.origin)) @ own.new_tensor(self.volume.axes).T  # along the grid's axes
         spacing = own.new_tensor(self.volume.spacing)
-        high = low + spacing * (own.new_tensor(self._values.shape) - 1)
+        low, high = torch.zeros_like(spacing), spacing * (own.new_tensor(self._values.shape) - 1)
         inside = own.clamp(low, high)
-        value = self._trilinear((inside - low) / spacing) + torch.linalg.vector_norm(own - inside, dim=-1)
+        value = self._trilinear(inside / spacing) + torch.linalg.vector_norm(own - inside, dim=-1)
         beyond = torch.maximum(low - own, own - high)  # signed distances to the six walls
         # A true distance is never below minus that to the walls, unless the solid goes through them.
         wall = beyond.amax(-1)
@@ -67,12 +67,24 @@ class VolumeTarget:
 
 
 def _solid_bounds(volume: Volume) -> Float[Tensor, "2 3"]:
-    """Box of what is below zero, in the volume's coordinates; of the whole grid where nothing or all of it is."""
+    """Box around what is below zero, in the volume's coordinates; around the whole grid where nothing or all of it is.
+
+    Of a grid that stands at an angle, the box along the coordinates around the box along the grid.
+    """
     values = volume.values.detach().double().cpu()
-    origin, spacing = (torch.tensor(triple, dtype=torch.float64) for triple in (volume.origin, volume.spacing))
     inside = values < 0
-    if not bool(inside.any()):
-        return torch.stack([origin, origin + spacing * (torch.tensor(values.shape) - 1)])
+    ends = (
+        _ends(values, inside) if bool(inside.any()) else torch.stack([torch.zeros(3), torch.tensor(values.shape) - 1])
+    )
+    origin, spacing, axes = (
+        torch.tensor(part, dtype=torch.float64) for part in (volume.origin, volume.spacing, volume.axes)
+    )
+    corners = torch.cartesian_prod(*ends.double().T) * spacing @ axes + origin
+    return torch.stack([corners.amin(0), corners.amax(0)])
+
+
+def _ends(values: Float[Tensor, "nx ny nz"], inside: Bool[Tensor, "nx ny nz"]) -> Float[Tensor, "2 3"]:
+    """Lowest and highest place of the solid along each axis, in units of nodes."""
     low, high = [], []
     for axis in range(3):
         layers = torch.nonzero(inside.movedim(axis, 0).flatten(1).any(1)).flatten().double()
@@ -83,4 +95,4 @@ def _solid_bounds(volume: Volume) -> Float[Tensor, "2 3"]:
         reach = torch.cat([layers, crossing])
         low.append(reach.min())
         high.append(reach.max())
-    return torch.stack([origin + spacing * torch.stack(low), origin + spacing * torch.stack(high)])
+    return torch.stack([torch.stack(low), torch.stack(high)])

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from diffmatch.errors import InputError
-from diffmatch.meshing.files import Volume
 from diffmatch.meshing.interop import as_mesh
 from diffmatch.meshing.shapes import sphere
 from diffmatch.meshing.targets import FieldTarget, MeshTarget, VolumeTarget, load_target
+from diffmatch.meshing.volumes import Volume
 
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("igl")
@@ -100,3 +100,13 @@ def test_bad_sources_are_named(source, message):
 def test_a_bad_file_is_named_as_the_target(tmp_path, name):
     with pytest.raises(InputError, match=r"^target: want .*gone"):
         load_target(tmp_path / name)
+
+
+def test_a_level_is_for_files_of_volumes(tmp_path):
+    np.save(tmp_path / "scan.npy", np.pad(np.ones((3, 3, 3)), 2))
+    target = load_target(tmp_path / "scan.npy", level=0.25)
+    centre = target.normalization.apply(torch.full((1, 3), 3.0, dtype=torch.float64))
+    assert float(target.sdf(centre)) < 0
+    for source in (Volume(torch.ones(2, 2, 2)), lambda points: points.sum(1)):
+        with pytest.raises(InputError, match="level: want None but for the file of a volume"):
+            load_target(source, level=0.0)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from diffmatch.errors import InputError
-from diffmatch.meshing.files import Volume
 from diffmatch.meshing.shapes import box, sphere
 from diffmatch.meshing.targets import Target, VolumeTarget
+from diffmatch.meshing.volumes import Volume
 
 
 def sampled(field, shape=(21, 21, 21), spacing=(0.1, 0.1, 0.1), origin=(-1.0, -1.0, -1.0), dtype=torch.float64):
@@ -36,6 +36,22 @@ def test_the_box_is_put_around_the_solid():
     torch.testing.assert_close(target.bounds[1], torch.full((3,), 0.9, dtype=torch.float64), rtol=0, atol=5e-3)
     points = torch.rand(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
     torch.testing.assert_close(target.sdf(points), sphere(points, radius=0.9), rtol=0, atol=0.02)
+
+
+def test_a_grid_at_an_angle_holds_the_same_solid():
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+    plain = sampled(lambda p: box(p, half=(0.6, 0.4, 0.3)))
+    axes = tuple(tuple(row) for row in turn.tolist())
+    origin = tuple((torch.tensor(plain.origin, dtype=torch.float64) @ turn).tolist())
+    target = VolumeTarget(Volume(plain.values, plain.spacing, origin, axes))
+    own = 0.8 * (2 * torch.rand(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) - 1)
+    placed = target.normalization.apply(own @ turn)
+    assert target.bounds.abs().max() < 0.9 + 1e-9
+    inside = placed[box(own, half=(0.6, 0.4, 0.3)) < 0]
+    assert ((inside > target.bounds[0]) & (inside < target.bounds[1])).all()
+    reference = VolumeTarget(plain)
+    expected = reference.sdf(reference.normalization.apply(own)) / reference.normalization.scale
+    torch.testing.assert_close(target.sdf(placed) / target.normalization.scale, expected)
 
 
 def test_gradients():
