@@ -37,7 +37,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_each_example_has_a_paragraph_and_a_test(repository):
     names = sorted(path.stem for path in FOLDER.glob("*.py"))
-    assert names == ["attributes", "fit_part", "optimize_field"]
+    assert names == ["attributes", "fit_part", "match_graphs", "optimize_field", "topology_circle"]
     page = (repository / "docs/examples.md").read_text()
     assert all(f"python examples/{name}.py" in page for name in names)
 
@@ -93,6 +93,27 @@ def test_attributes(tmp_path, capsys):
     colours = pixels(tmp_path / "ring.png").reshape(-1, 3).astype(int)
     assert all((colours[:, i] > colours.sum(1) * 0.45).sum() > 20 for i in range(3))  # red, green and blue parts
     assert "error of the colours" in capsys.readouterr().out
+
+
+def test_match_graphs(tmp_path, capsys):
+    pytest.importorskip("networkx")
+    share = example("match_graphs").main(tmp_path, points=20, turn=10.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "frame-1.graphml",
+        "frame-2.graphml",
+        "frames.html",
+        "frames.svg",
+    ]
+    assert share > 0.8
+    assert f"{round(20 * share)} of 20 points found" in capsys.readouterr().out
+    assert (tmp_path / "frames.svg").read_text().startswith("<svg")
+
+
+def test_topology_circle(tmp_path, capsys):
+    points = example("topology_circle").main(tmp_path, n_points=60, steps=80, width=60)
+    assert (points.norm(dim=1) > 0.5).all()
+    assert pixels(tmp_path / "circle.png").shape == (60, 120, 3)
+    assert "longest bars at the end" in capsys.readouterr().out
 
 
 def test_examples_are_seeded(tmp_path):

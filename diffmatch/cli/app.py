@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError
 
 import diffmatch
 from diffmatch.cli.demo import demo
+from diffmatch.cli.graph import graph
 from diffmatch.cli.mesh import mesh
 from diffmatch.cli.outcome import Failure
 
@@ -15,11 +16,12 @@ __all__ = ["app", "main"]
 
 app = App(
     name="diffmatch",
-    help="Differentiable geometry and matching: meshes from shapes and fields, fitted by gradients.",
+    help="Differentiable geometry and matching: meshes fitted by gradients, graphs matched node by node.",
     version=diffmatch.__version__,
     help_epilogue="Errors in what was asked for end with exit code 2 and one line. DIFFMATCH_DEBUG=1 shows tracebacks.",
 )
 app.command(mesh)
+app.command(graph)
 app.command(demo)
 
 

@@ -5,14 +5,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffmatch.cli.demos import mesh
+from diffmatch.cli.demos import graph, mesh
 from diffmatch.cli.demos.settings import DemoSettings
 from diffmatch.cli.options import DEFAULTS, JobOptions, check_outputs, resolve_device
 from diffmatch.cli.table import metric_table
 
 __all__ = ["JOBS", "demo"]
 
-JOBS = {"mesh": mesh.run}
+JOBS = {"mesh": mesh.run, "graph": graph.run}
 
 
 def demo(
@@ -25,6 +25,7 @@ def demo(
     """Run each job on what the package makes itself, and write one HTML report (report.html) of all.
 
     The mesh job fits a machine part with sharp edges and through holes: out.glb, and what was measured in out.json.
+    The graph job matches its landmarks between two pictures: graph.json.
     """
     from diffmatch.errors import require
 

@@ -2,35 +2,25 @@
 
 import math
 import typing
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numba import njit
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_finite, check_floating, check_same_device, check_shape
+from diffmatch.matching.assignment.result import one_hot
+from diffmatch.matching.quadratic.result import QuadraticResult
 
-__all__ = ["QuadraticResult", "tabu_search"]
+__all__ = ["tabu_search"]
+
+PATIENCE = 5
+"""An exchange that gives both nodes partners which they have not had for this many times n^2 steps is made, whatever it
+costs."""
 
 # Annotation checks would wrap what numba has to compile, hence the second decorator of each kernel.
-_kernel = njit(cache=True, nogil=True)
-
-
-@dataclass(frozen=True)
-class QuadraticResult:
-    """What a quadratic-assignment solver found.
-
-    Attributes:
-        assignment: partner in the second graph of each node of the first, shape (\\*b, n), int64.
-        value: objective of that assignment, shape (\\*b).
-        steps: exchanges that were made for each problem, all restarts together.
-    """
-
-    assignment: Int[Tensor, "*b n"]
-    value: Float[Tensor, "*b"]
-    steps: int
+_kernel = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 def tabu_search(
@@ -43,9 +33,10 @@ def tabu_search(
 ) -> QuadraticResult:
     """Minimise ``sum_ij a_ij b_p(i)p(j)`` by exchanges of two partners (Taillard 1991, robust taboo search).
 
-    Every step makes the best exchange that is not forbidden, better or worse; undoing it is forbidden for about n
-    steps, unless that gives the best value so far. The table of all exchanges is updated in O(n^2) a step. The search
-    is not differentiable and runs on the CPU in float64, wherever the inputs lie; problems of a batch are solved in
+    Every step makes the best exchange that is not forbidden, better or worse, one of several equal ones at random;
+    undoing it is forbidden for about n steps, unless that gives the best value so far, and what was not tried for long
+    is forced. The table of all exchanges is updated in O(n^2) a step, half of it for symmetric problems. The search is
+    not differentiable and runs on the CPU in float64, wherever the inputs lie; problems of a batch are solved in
     turn.
 
     Args:
@@ -76,7 +67,9 @@ def tabu_search(
                 best, found[k] = value, permutation
     assignment = torch.from_numpy(found).reshape(*batch, n).to(a.device)
     value = _objective(a.detach(), b.detach(), assignment)
-    return QuadraticResult(assignment, value, steps * restarts)
+    plan = one_hot(assignment, n, dtype=a.dtype)
+    converged = torch.ones(batch, dtype=torch.bool, device=a.device)
+    return QuadraticResult(assignment, value, plan, steps * restarts, converged)
 
 
 def _check(a: Tensor, b: Tensor, steps: int, restarts: int) -> None:
@@ -101,61 +94,104 @@ def _objective(a: Tensor, b: Tensor, assignment: Tensor) -> Tensor:
 
 @_kernel
 @typing.no_type_check
-def _exchange(a, b, p, r, s):
-    """Change of the objective when r and s exchange their partners, in O(n)."""
-    pr, ps = p[r], p[s]
-    change = (a[r, r] - a[s, s]) * (b[ps, ps] - b[pr, pr]) + (a[r, s] - a[s, r]) * (b[ps, pr] - b[pr, ps])
-    for k in range(len(p)):
-        if k != r and k != s:
-            pk = p[k]
-            change += (a[k, r] - a[k, s]) * (b[pk, ps] - b[pk, pr]) + (a[r, k] - a[s, k]) * (b[ps, pk] - b[pr, pk])
-    return change
-
-
-@_kernel
-@typing.no_type_check
 def _search(a, b, start, steps, random):
-    p, best_p, n = start.copy(), start.copy(), len(start)
+    n = len(start)
+    p, best_p = start.copy(), start.copy()
+    moved = b[start][:, start]  # weights between the partners of nodes, kept up to date
+    symmetric = True
     value, size = 0.0, 0.0
     for i in range(n):
         for j in range(n):
-            value += a[i, j] * b[p[i], p[j]]
-            size += abs(a[i, j] * b[p[i], p[j]])
+            value += a[i, j] * moved[i, j]
+            size += abs(a[i, j] * moved[i, j])
+            symmetric &= a[i, j] == a[j, i] and b[i, j] == b[j, i]
+    a_t, moved_t = (a, moved) if symmetric else (a.T.copy(), moved.T.copy())
     best, noise = value, 1e-12 * size
-    table, free_at = np.zeros((n, n)), np.zeros((n, n), np.int64)
+    table, free_at = np.zeros((n, n)), np.zeros((n, n), np.int64)  # the latter by node and by node that has the partner
     for i in range(n):
-        for j in range(i + 1, n):
-            table[i, j] = _exchange(a, b, p, i, j)
+        for j in range(n):
+            free_at[i, j] = -(n * i + p[j])  # distinct, or all pairs would be forced at once
+            if i < j:
+                table[i, j] = _exchange(a, a_t, moved, moved_t, i, j, symmetric)
     for step in range(1, steps + 1):
-        r, s, least = -1, -1, np.inf
-        for i in range(n):
-            for j in range(i + 1, n):
-                allowed = free_at[i, p[j]] < step or free_at[j, p[i]] < step or value + table[i, j] < best - noise
-                if allowed and table[i, j] < least:
-                    r, s, least = i, j, table[i, j]
+        r, s = _choose(table, free_at, step, best - value - noise, noise, random)
         if r < 0:
             continue  # all are forbidden: the next step frees some
+        value += table[r, s]
+        free_at[r, r] = step + int(random.uniform(0.9, 1.1) * n)
+        free_at[s, s] = step + int(random.uniform(0.9, 1.1) * n)
         p[r], p[s] = p[s], p[r]
-        value += least
-        free_at[r, p[s]] = step + int(random.uniform(0.9, 1.1) * n)
-        free_at[s, p[r]] = step + int(random.uniform(0.9, 1.1) * n)
+        for i in range(n):
+            free_at[i, r], free_at[i, s] = free_at[i, s], free_at[i, r]
+        _update(a, a_t, moved, moved_t, r, s, table, symmetric)
         if value < best - noise:
             best, best_p = value, p.copy()
-        _update(a, b, p, r, s, table)
     return best, best_p
 
 
 @_kernel
 @typing.no_type_check
-def _update(a, b, p, r, s, table):
-    """Bring the table up to date after r and s were exchanged: O(1) for each pair without them (Taillard 1991)."""
-    pr, ps = p[r], p[s]
-    for i in range(len(p)):
-        pi = p[i]
-        for j in range(i + 1, len(p)):
-            if i in (r, s) or j in (r, s):
-                table[i, j] = _exchange(a, b, p, i, j)
-            else:
-                pj = p[j]
-                table[i, j] += (a[r, i] - a[r, j] + a[s, j] - a[s, i]) * (b[ps, pi] - b[ps, pj] + b[pr, pj] - b[pr, pi])
-                table[i, j] += (a[i, r] - a[j, r] + a[j, s] - a[i, s]) * (b[pi, ps] - b[pj, ps] + b[pj, pr] - b[pi, pr])
+def _choose(table, free_at, step, improvement, noise, random):
+    """The best exchange that is allowed, one of the equals at random; forced ones come first."""
+    n = len(table)
+    r, s, least, ties, forced = -1, -1, np.inf, 0, False
+    old = step - PATIENCE * n * n
+    for i in range(n):
+        for j in range(i + 1, n):
+            change = table[i, j]
+            if change > least + noise and (forced or max(free_at[i, j], free_at[j, i]) >= old):
+                continue
+            latest = max(free_at[i, j], free_at[j, i])
+            force = latest < old or change < improvement
+            if not force and (forced or min(free_at[i, j], free_at[j, i]) >= step):
+                continue
+            if (force and not forced) or change < least - noise:
+                r, s, least, ties, forced = i, j, change, 1, force
+            elif change <= least + noise:
+                ties += 1
+                if random.random() * ties < 1:
+                    r, s = i, j
+    return r, s
+
+
+@_kernel
+@typing.no_type_check
+def _exchange(a, a_t, b, b_t, i, j, symmetric):
+    """Change of the objective when i and j exchange their partners, in O(n); b is that of the partners."""
+    rows = 0.0
+    for k in range(len(a)):
+        rows += (a[i, k] - a[j, k]) * (b[j, k] - b[i, k])
+    columns = rows
+    if not symmetric:
+        columns = 0.0
+        for k in range(len(a)):
+            columns += (a_t[i, k] - a_t[j, k]) * (b_t[j, k] - b_t[i, k])
+    # The terms k = i and k = j of both sums stand for four pairs whose ends both move.
+    rows -= (a[i, i] - a[j, i]) * (b[j, i] - b[i, i]) + (a[i, j] - a[j, j]) * (b[j, j] - b[i, j])
+    columns -= (a[i, i] - a[i, j]) * (b[i, j] - b[i, i]) + (a[j, i] - a[j, j]) * (b[j, j] - b[j, i])
+    return rows + columns + (a[i, i] - a[j, j]) * (b[j, j] - b[i, i]) + (a[i, j] - a[j, i]) * (b[j, i] - b[i, j])
+
+
+@_kernel
+@typing.no_type_check
+def _update(a, a_t, b, b_t, r, s, table, symmetric):
+    """Exchange r and s, and bring the table up to date: O(1) for each pair without them (Taillard 1991)."""
+    n = len(a)
+    change_a, change_b = a[s] - a[r], b[s] - b[r]
+    other_a, other_b = a_t[s] - a_t[r], b_t[s] - b_t[r]
+    for i in range(n):
+        for j in range(i + 1, n):
+            rows = (change_a[j] - change_a[i]) * (change_b[j] - change_b[i])
+            columns = rows if symmetric else (other_a[j] - other_a[i]) * (other_b[j] - other_b[i])
+            table[i, j] += rows + columns
+    for k in range(n):
+        b[r, k], b[s, k] = b[s, k], b[r, k]
+    for k in range(n):
+        b[k, r], b[k, s] = b[k, s], b[k, r]
+    if not symmetric:
+        b_t[:] = b.T
+    for k in range(n):
+        for end in (r, s):
+            if k != end:
+                i, j = min(k, end), max(k, end)
+                table[i, j] = _exchange(a, a_t, b, b_t, i, j, symmetric)

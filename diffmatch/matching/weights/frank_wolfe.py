@@ -1,126 +1,266 @@
-"""A start for weight matching that favours no order: ascent over doubly stochastic matrices from their centre."""
+"""Starts for weight matching that favour no order: ascent over doubly stochastic matrices from their centre."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffmatch.matching.assignment import assign
+from diffmatch.matching.weights.ascent import best_assignment, inner_product
 from diffmatch.matching.weights.incidence import Incidence, incidences
+from diffmatch.matching.weights.layout import Fixed, Layout, Product, Segments, axis_index, moved
 from diffmatch.matching.weights.permute import Permutations, apply_permutations
 from diffmatch.matching.weights.spec import PermutationSpec
 
-__all__ = ["frank_wolfe_start"]
+__all__ = ["frank_wolfe_starts", "relaxed_atoms"]
+
+_HELD = "held by the relaxation"
 
 
-def frank_wolfe_start(
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
+def frank_wolfe_starts(
+    states: Sequence[Mapping[str, Tensor]],
     spec: PermutationSpec,
-    start: Permutations,
+    starts: Sequence[Permutations],
     *,
     max_steps: int = 60,
     tol: float = 1e-4,
-) -> Permutations:
-    """Permutations near a maximum of Σ_k ⟨A_k, P·B_k⟩ over doubly stochastic matrices P of all atoms at once.
+) -> list[Permutations]:
+    """Permutations near a maximum of Σ_{i<j} Σ_k ⟨P_i·W_k^i, P_j·W_k^j⟩ over doubly stochastic matrices P.
 
-    Atoms with parents or children keep their start; they are few units each, and the ascent that follows sees to them.
+    The first model stays, and gives the order that all are brought to; the matrices of the others begin at the centre,
+    where every entry is equal. A step goes towards the corner that an assignment of each gradient names, as far as the
+    objective, a polynomial along the way, is largest. Corners are permutations, so that a step reorders tensors and
+    adds them; the only products of matrices are the gradients.
+
+    Held at their start are atoms with parents or children, which are few units each, and those that share an axis with
+    another one in a product, or stand on a third axis; the ascent that follows sees to them.
 
     Args:
-        a: the learned tensors of the first model that atoms move.
-        b: those of the second.
+        states: of each model the learned tensors that the spec describes.
         spec: of those tensors.
-        start: permutations of the atoms that are held.
+        starts: permutations of each model.
         max_steps: largest number of steps.
         tol: stop when the gap of Frank and Wolfe falls below this share of the objective.
 
     Returns:
-        The permutations nearest to the matrices reached.
+        For each model the permutations nearest to the matrices reached.
 
     References:
         Crisostomi et al. 2024, "C²M³: Cycle-Consistent Multi-Model Merging".
     """
-    above = {parent for atom in spec.atoms.values() for parent in atom.parents}
-    atoms = [name for name, atom in spec.atoms.items() if not atom.parents and name not in above]
-    held = apply_permutations(b, spec, {name: start[name] for name in spec.atoms if name not in atoms})
-    relaxed = _Relaxed(a, {name: tensor.contiguous() for name, tensor in held.items()}, spec, atoms)
-    first = next(iter(a.values()))
-    plans = {
-        name: torch.full(
-            (spec.atoms[name].size,) * 2, 1 / spec.atoms[name].size, dtype=first.dtype, device=first.device
-        )
-        for name in atoms
-    }
+    atoms = relaxed_atoms(spec)
+    if not atoms:
+        return [dict(start) for start in starts]
+    free = spec.without(set(spec.atoms) - set(atoms), _HELD)
+    held = [
+        apply_permutations(state, spec, {name: start[name] for name in spec.atoms if name not in atoms})
+        for state, start in zip(states, starts, strict=True)
+    ]
+    names = [name for name, layouts in free.layouts.items() if any(_atoms_of(layout) for layout in layouts)]
+    places = {name: _places(name, free.layouts[name], atoms) for name in names}
+    first = apply_permutations(states[0], spec, starts[0])
+    base = {name: first[name] for name in names}
+    models = [_Model({name: state[name].contiguous() for name in names}, free, places) for state in held[1:]]
     for _ in range(max_steps):
-        gradients = {name: relaxed.gradient(name, plans) for name in atoms}
-        corners = {name: assign(gradient, maximize=True).plan for name, gradient in gradients.items()}
-        gap = math.fsum(float((gradients[n] * (corners[n] - plans[n])).sum()) for n in atoms)
-        value = relaxed.value(plans)
-        if gap <= tol * abs(value):
+        total = {name: torch.stack([base[name], *(m.mixed[name] for m in models)]).sum(0) for name in names}
+        gap = sum(model.aim(total) for model in models)
+        line = _objective_along(base, models)
+        if gap <= tol * abs(line(0.0)):
             break
-        step = _best_step(relaxed, plans, corners)
-        plans = {name: torch.lerp(plans[name], corners[name], step) for name in atoms}
-    found = dict(start)
-    found.update({name: assign(plan, maximize=True).assignment for name, plan in plans.items()})
+        step = _largest(line)
+        for model in models:
+            model.move(step)
+    return [dict(starts[0]), *({**start, **m.rounded()} for start, m in zip(starts[1:], models, strict=True))]
+
+
+@dataclass
+class _Model:
+    """A model with matrices in the place of permutations.
+
+    Attributes:
+        tensors: as they were.
+        spec: whose atoms are all relaxed.
+        places: of each tensor, for each of its (one or two) axes that are relaxed, where which atoms are.
+        plans: the matrices.
+        partly: of each tensor, with the matrices applied to one axis only, by that axis.
+        mixed: of each tensor, with all applied.
+        corners: permutations that the next step goes towards.
+        indices: the corners as old indices of the axes of a layout, once asked for.
+        line: coefficients of each mixed tensor along the next step, by powers.
+    """
+
+    tensors: dict[str, Tensor]
+    spec: PermutationSpec
+    places: dict[str, dict[int, list[tuple[str, Incidence]]]]
+    plans: dict[str, Tensor] = field(init=False)
+    partly: dict[str, dict[int, Tensor]] = field(init=False)
+    mixed: dict[str, Tensor] = field(init=False)
+    corners: dict[str, Tensor] = field(init=False)
+    indices: dict[Layout, Tensor] = field(init=False)
+    line: dict[str, list[Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        some = next(iter(self.tensors.values()))
+        self.plans = {
+            name: some.new_full((atom.size, atom.size), 1 / atom.size) for name, atom in self.spec.atoms.items()
+        }
+        self.partly, self.mixed = {}, {}
+        for name, tensor in self.tensors.items():
+            axes = self.places[name]
+            self.partly[name] = {axis: _averaged(tensor, found) for axis, found in axes.items()}
+            first, *second = axes
+            self.mixed[name] = self.partly[name][first]
+            if second:
+                self.mixed[name] = _averaged(self.mixed[name], axes[second[0]])
+
+    def aim(self, total: Mapping[str, Tensor]) -> float:
+        """Choose the corners for the sum of all models' mixed tensors; gives the gap."""
+        gradients: dict[str, Tensor] = {}
+        for name, axes in self.places.items():
+            target = total[name] - self.mixed[name]
+            for axis, found in axes.items():
+                other = next((i for i in axes if i != axis), None)
+                tensor = self.tensors[name] if other is None else self.partly[name][other]
+                for atom, place in found:
+                    x, y = place.matrices(target)[0], place.matrices(tensor)[0].T
+                    gradients[atom] = gradients[atom].addmm_(x, y) if atom in gradients else x @ y
+        gap = 0.0
+        self.corners, self.indices = {}, {}
+        for atom, gradient in gradients.items():
+            chosen = best_assignment(gradient[None])[0][0]
+            self.corners[atom] = chosen
+            value = gradient.gather(1, chosen[:, None]).sum(dtype=torch.float64)
+            gap += float(value) - inner_product(gradient, self.plans[atom])
+        self._set_line()
+        return gap
+
+    def move(self, step: float) -> None:
+        """Go that share of the way to the corners."""
+        for atom, chosen in self.corners.items():
+            self.plans[atom].mul_(1 - step)
+            self.plans[atom].scatter_add_(1, chosen[:, None], self.plans[atom].new_full((len(chosen), 1), step))
+        for name, coefficients in self.line.items():
+            mixed = coefficients[-1]
+            for coefficient in reversed(coefficients[:-1]):
+                mixed = torch.add(coefficient, mixed, alpha=step)
+            self.mixed[name] = mixed
+            if len(self.places[name]) > 1:
+                for axis, tensor in self.partly[name].items():
+                    self.partly[name][axis] = tensor.lerp(self._turned(name, self.tensors[name], axis), step)
+
+    def rounded(self) -> Permutations:
+        """The permutations nearest to the plans."""
+        return {atom: best_assignment(plan[None])[0][0].cpu() for atom, plan in self.plans.items()}
+
+    def _set_line(self) -> None:
+        """With L the plans and D the corners of two axes, L W Lᵀ → ((1−t) L + t D) W ((1−t) L + t D)ᵀ."""
+        self.line = {}
+        for name, tensor in self.tensors.items():
+            start = self.mixed[name]
+            first, *second = self.places[name]
+            if not second:
+                self.line[name] = [start, self._turned(name, tensor, first) - start]
+                continue
+            cross = self._turned(name, self.partly[name][second[0]], first)
+            cross = cross + self._turned(name, self.partly[name][first], second[0])
+            corner = self._turned(name, self._turned(name, tensor, first), second[0])
+            self.line[name] = [start, torch.sub(cross, start, alpha=2), start - cross + corner]
+
+    def _turned(self, name: str, tensor: Tensor, axis: int) -> Tensor:
+        layout = self.spec.layouts[name][axis]
+        if layout not in self.indices:
+            none: dict[str, tuple[str, ...]] = dict.fromkeys(self.corners, ())
+            self.indices[layout] = axis_index(layout, self.corners, none).to(tensor.device)
+        return tensor.index_select(axis, self.indices[layout])
+
+
+def _objective_along(base: Mapping[str, Tensor], models: Sequence[_Model]) -> np.polynomial.Polynomial:
+    """Σ_{i<j} of the inner products of all models' mixed tensors, as a polynomial of the step."""
+    powers: list[int] = []
+    products: list[Tensor] = []
+    for name, tensor in base.items():
+        before = [tensor]
+        for model in models:
+            line = model.line[name]
+            for i, x in enumerate(before):
+                for j, y in enumerate(line):
+                    powers.append(i + j)
+                    products.append(torch.dot(x.flatten(), y.flatten()))
+            before = _summed(before, line)
+    found = np.zeros(5)
+    np.add.at(found, powers, torch.stack(products).double().cpu().numpy())
+    return np.polynomial.Polynomial(found)
+
+
+def _summed(x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
+    """Coefficients of the sum of two polynomials."""
+    shorter, longer = sorted((x, y), key=len)
+    return [*(a + b for a, b in zip(shorter, longer, strict=False)), *longer[len(shorter) :]]
+
+
+def _largest(line: np.polynomial.Polynomial) -> float:
+    """Where a polynomial is largest on [0, 1], zero itself excepted."""
+    scale = np.abs(line.coef).max()
+    roots = np.polynomial.Polynomial(line.coef / scale if scale else line.coef).deriv().trim(1e-14).roots()
+    stationary = [float(root.real) for root in roots if abs(root.imag) < 1e-9]
+    return max([1.0, *(t for t in stationary if 0 < t < 1)], key=lambda t: float(line(t)))
+
+
+def _averaged(tensor: Tensor, places: Sequence[tuple[str, Incidence]]) -> Tensor:
+    """A tensor with the units of some places replaced by their mean."""
+    result = tensor.clone(memory_format=torch.contiguous_format)
+    for _, place in places:
+        view = torch.as_strided(result, place.sizes, place.strides, place.offset)
+        view.copy_(view.mean(0, keepdim=True).expand_as(view))
+    return result
+
+
+def _places(name: str, layouts: tuple[Layout, ...], atoms: Sequence[str]) -> dict[int, list[tuple[str, Incidence]]]:
+    """For each axis of a tensor with atoms, where they are on it."""
+    found: dict[int, list[tuple[str, Incidence]]] = {}
+    for axis in range(len(layouts)):
+        own = _atoms_of(layouts[axis])
+        alone = tuple(layout if i == axis else Fixed(layout.size) for i, layout in enumerate(layouts))
+        here = [(atom, place) for atom in atoms if atom in own for place in incidences(name, alone, atom, ())]
+        if here:
+            found[axis] = here
     return found
 
 
-class _Relaxed:
-    """The objective with matrices in the place of permutations."""
-
-    def __init__(
-        self, a: Mapping[str, Tensor], b: Mapping[str, Tensor], spec: PermutationSpec, atoms: list[str]
-    ) -> None:
-        self.a, self.b = a, b
-        self.places: dict[str, dict[str, list[Incidence]]] = {
-            atom: {
-                name: found for name, layouts in spec.layouts.items() if (found := incidences(name, layouts, atom, ()))
-            }
-            for atom in atoms
-        }
-
-    @property
-    def degree(self) -> int:
-        """Degree of the objective along a line."""
-        counts = [sum(len(places.get(name, [])) for places in self.places.values()) for name in self.a]
-        return min(max(counts, default=1), 4)
-
-    def gradient(self, atom: str, plans: Mapping[str, Tensor]) -> Tensor:
-        """Derivative of the objective by the matrix of an atom."""
-        total: Tensor | None = None
-        for name, places in self.places[atom].items():
-            moved = self._moved(name, plans, without=atom)
-            for place in places:
-                gram = place.matrices(self.a[name])[0] @ place.matrices(moved)[0].T
-                total = gram if total is None else total.add_(gram)
-        assert total is not None
-        return total
-
-    def value(self, plans: Mapping[str, Tensor]) -> float:
-        """The objective."""
-        return math.fsum(float((self.a[name].double() * self._moved(name, plans)).sum()) for name in self.a)
-
-    def _moved(self, name: str, plans: Mapping[str, Tensor], *, without: str | None = None) -> Tensor:
-        tensor = self.b[name]
-        for atom, by_tensor in self.places.items():
-            if atom == without:
-                continue
-            for place in by_tensor.get(name, []):
-                view = torch.as_strided(tensor, place.sizes, place.strides, place.offset)
-                mixed = tensor.clone()
-                target = torch.as_strided(mixed, place.sizes, place.strides, place.offset)
-                target.copy_(torch.tensordot(plans[atom], view, 1))
-                tensor = mixed
-        return tensor
+def relaxed_atoms(spec: PermutationSpec) -> list[str]:
+    """Atoms without parents or children of which an axis holds one in a product, and a tensor two axes."""
+    above = {parent for atom in spec.atoms.values() for parent in atom.parents}
+    atoms = [name for name, atom in spec.atoms.items() if not atom.parents and name not in above]
+    held: set[str] = set()
+    for layouts in spec.layouts.values():
+        axes = 0
+        for layout in layouts:
+            held |= _crowded(layout, set(atoms) - held)
+            here = _atoms_of(layout) & set(atoms) - held
+            if axes == 2:
+                held |= here
+            axes += bool(here)
+    used = {leaf.atom for layouts in spec.layouts.values() for layout in layouts for leaf in moved(layout)}
+    return [name for name in atoms if name not in held and name in used]
 
 
-def _best_step(relaxed: _Relaxed, plans: Mapping[str, Tensor], corners: Mapping[str, Tensor]) -> float:
-    """Where the objective, a polynomial along the line, is largest on [0, 1]."""
-    points = np.linspace(0.0, 1.0, relaxed.degree + 1)
-    values = [relaxed.value({n: torch.lerp(plans[n], corners[n], float(t)) for n in plans}) for t in points]
-    polynomial = np.polynomial.Polynomial.fit(points, values, relaxed.degree)
-    stationary = [float(root.real) for root in polynomial.deriv().roots() if abs(root.imag) < 1e-9]
-    candidates = [1.0, *(t for t in stationary if 0 < t < 1)]
-    return max(candidates, key=lambda t: float(polynomial(t)))
+def _crowded(layout: Layout, atoms: set[str]) -> set[str]:
+    """Of the atoms that a product of an axis multiplies, all but the first."""
+    if isinstance(layout, Segments):
+        return set().union(*(_crowded(part, atoms) for part in layout.parts))
+    if not isinstance(layout, Product):
+        return set()
+    seen, extra = False, set[str]()
+    for factor in layout.factors:
+        here = _atoms_of(factor) & atoms
+        if seen:
+            extra |= here
+        else:
+            extra |= _crowded(factor, atoms)
+        seen = seen or bool(here)
+    return extra
+
+
+def _atoms_of(layout: Layout) -> set[str]:
+    return {leaf.atom for leaf in moved(layout)}

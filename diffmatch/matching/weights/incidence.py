@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffmatch.matching.weights.layout import Layout, Moved, Product, Segments, moved
+from diffmatch.matching.weights.layout import Fixed, Layout, Moved, Product, Segments, moved
 
 __all__ = ["Incidence", "incidences"]
 
@@ -53,6 +53,8 @@ def incidences(name: str, layouts: Sequence[Layout], atom: str, parents: Sequenc
         parents: atoms whose index is to lead, in this order; each is in every place of the atom.
     """
     axis_stride = [math.prod(layout.size for layout in layouts[i + 1 :]) for i in range(len(layouts))]
+    if not parents and all(isinstance(layout, Fixed | Moved) for layout in layouts):
+        return _whole_axes(name, layouts, atom, axis_stride)
     found = []
     for axis, layout in enumerate(layouts):
         for offset, dims in _places(layout, atom):
@@ -68,6 +70,18 @@ def incidences(name: str, layouts: Sequence[Layout], atom: str, parents: Sequenc
             inside = {leaf.atom for i, other in enumerate(layouts) if i != axis for leaf in moved(other)}
             for chosen in itertools.product(*options):
                 found.append(_view(name, chosen, axis_stride, axis, atom, parents, inside))
+    return found
+
+
+def _whole_axes(name: str, layouts: Sequence[Layout], atom: str, axis_stride: Sequence[int]) -> list[Incidence]:
+    """The places of an atom where each axis holds one or none, which is the rule."""
+    found = []
+    for axis, layout in enumerate(layouts):
+        if isinstance(layout, Moved) and layout.atom == atom:
+            order = [axis, *(i for i in range(len(layouts)) if i != axis)]
+            others = {other.atom for i in order[1:] if isinstance(other := layouts[i], Moved)}
+            sizes, strides = (tuple(values[i] for i in order) for values in ([x.size for x in layouts], axis_stride))
+            found.append(Incidence(name, frozenset(others), sizes, strides, 0, 0))
     return found
 
 

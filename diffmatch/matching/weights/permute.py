@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffmatch.errors import InputError
-from diffmatch.matching.weights.layout import Layout, Moved, Product, Segments, axis_index, moved
+from diffmatch.matching.weights.layout import Fixed, Layout, Moved, Product, Segments, axis_index, moved
 from diffmatch.matching.weights.spec import Atom, PermutationSpec
 
 __all__ = [
@@ -62,7 +62,8 @@ def apply_permutations(
         InputError: an entry is missing or has another shape than the spec, or a permutation is none.
     """
     check_state("state", state, spec)
-    full = {**identity_permutations(spec), **_checked(spec, permutations)}
+    full = full_permutations(spec, permutations)
+    parents = spec.parents()
     done: dict[object, Tensor] = {}
     result = {}
     for name, tensor in state.items():
@@ -72,14 +73,14 @@ def apply_permutations(
             continue
         key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
         if key not in done:
-            done[key] = permute_tensor(tensor, layouts, full, spec.parents())
+            done[key] = permute_tensor(tensor, layouts, full, parents)
         result[name] = done[key]
     return result
 
 
 def inverse_permutations(spec: PermutationSpec, permutations: Mapping[str, Tensor]) -> Permutations:
     """The permutations that undo these."""
-    full = {**identity_permutations(spec), **_checked(spec, permutations)}
+    full = full_permutations(spec, permutations)
     inverse: Permutations = {}
     for name in _parents_first(spec):
         atom, plain = spec.atoms[name], full[name].argsort(-1)
@@ -93,8 +94,7 @@ def compose_permutations(
     spec: PermutationSpec, first: Mapping[str, Tensor], then: Mapping[str, Tensor]
 ) -> Permutations:
     """The permutations that have the effect of applying ``first`` and ``then`` after it."""
-    identity = identity_permutations(spec)
-    return compose(spec, {**identity, **_checked(spec, first)}, {**identity, **_checked(spec, then)})
+    return compose(spec, full_permutations(spec, first), full_permutations(spec, then))
 
 
 def compose(spec: PermutationSpec, first: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> Permutations:
@@ -106,6 +106,11 @@ def compose(spec: PermutationSpec, first: Mapping[str, Tensor], then: Mapping[st
     return composed
 
 
+def full_permutations(spec: PermutationSpec, permutations: Mapping[str, Tensor]) -> Permutations:
+    """Permutations of all atoms: the given ones, checked, and the identity of the others."""
+    return {**identity_permutations(spec), **_checked(spec, permutations)}
+
+
 def permute_tensor(
     tensor: Tensor,
     layouts: tuple[Layout, ...],
@@ -115,9 +120,12 @@ def permute_tensor(
     axes: Iterable[int] | None = None,
 ) -> Tensor:
     """One tensor with the atoms on its axes (or on some of them) permuted."""
-    chosen = range(len(layouts)) if axes is None else axes
-    for axis in sorted(chosen, key=lambda i: _depth(layouts[i], parents)):
+    chosen = [i for i in (range(len(layouts)) if axes is None else axes) if not isinstance(layouts[i], Fixed)]
+    for axis in sorted(chosen, key=lambda i: _depth(layouts[i], parents)) if len(chosen) > 1 else chosen:
         layout = layouts[axis]
+        if isinstance(layout, Moved) and not parents[layout.atom]:
+            tensor = tensor.index_select(axis, permutations[layout.atom].to(tensor.device))
+            continue
         if not any(True for _ in moved(layout)):
             continue
         own = {leaf.atom for leaf in moved(layout)}

@@ -16,6 +16,7 @@ from diffmatch.matching.weights import (
     random_permutations,
     weight_objective,
 )
+from diffmatch.matching.weights.ascent import Alignment, RememberingAlignment, Structure, ascend, packed
 
 PLAIN = PermutationSpec.by_hand(
     nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)).state_dict(),
@@ -178,3 +179,22 @@ def test_weights_that_are_not_finite_are_refused(generator):
     b["2.weight"][0, 0] = torch.nan
     with pytest.raises(InputError, match=r"state_b\['2.weight'\]: want finite values"):
         match_weights(a, b, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "densenet", "resnet8"])
+def test_remembered_gram_matrices_are_those_computed_anew(cases, name, generator):
+    model = cases[name].make()
+    derived = permutation_spec(model, cases[name].inputs())
+    states = [normal(derived, generator) for _ in range(2)]
+    (a, b), spec = packed(states, derived, [name for name in derived.layouts if name not in derived.buffers])
+    found = []
+    for kind in (Alignment, RememberingAlignment):
+        alignment = kind(Structure(spec), a, b, identity_permutations(derived), 1e-4)
+        assert ascend(alignment, max_sweeps=100)[1]
+        found.append(alignment)
+        moved = apply_permutations(b, spec, alignment.permutations)
+        assert all(torch.equal(moved[key], alignment.b[key]) for key in moved)
+    assert recovered(found[0].permutations, found[1].permutations)
+    for atom, gram in found[1]._grams.items():
+        anew = found[1]._gram(found[1].structure.places[atom])
+        torch.testing.assert_close(gram, anew, rtol=1e-4, atol=1e-4)

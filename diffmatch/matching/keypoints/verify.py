@@ -1,0 +1,205 @@
+"""Which matches agree with one camera geometry: a homography or a fundamental matrix, whichever explains more."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64
+
+from diffmatch.errors import check_choice, require
+from diffmatch.matching.keypoints.geometry.homography import homography_dlt
+from diffmatch.matching.keypoints.geometry.ransac import ransac
+
+__all__ = ["Geometry", "epipolar_distance", "essential_matrix", "transfer_distance", "verify"]
+
+_CONFIDENCE, _ITERATIONS = 0.9999, 10000
+_SAMPLES = {"homography": 4, "fundamental": 8}
+_START_WIDTHS = (0.25, 0.5, 1.0, 1.5)  # thresholds of MAGSAC++ that the homography is begun from, in thresholds
+_REFIT_WIDTHS = (3.0, 2.0, 1.5, 1.0, 1.0, 1.0)
+# Matches that agree by chance: what was seen of wrong models, on pairs that did not match, and some more.
+_LEAST_H, _CHANCE_H = 12, 1 / 200
+_LEAST_F, _CHANCE_F = 20, 1 / 50
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What the matches say of the two cameras, and which matches say it.
+
+    Attributes:
+        homography: maps pixels of A to pixels of B, shape (3, 3), last entry 1; None where none was found.
+        fundamental: x_b^T F x_a = 0 in pixels, shape (3, 3), of norm 1; None where none was found.
+        on_homography: which matches agree with the homography, shape (n,).
+        on_fundamental: which agree with the fundamental matrix, shape (n,).
+        planar: the homography explains the matches as well as the fundamental matrix does.
+    """
+
+    homography: Float64[np.ndarray, "3 3"] | None
+    fundamental: Float64[np.ndarray, "3 3"] | None
+    on_homography: Bool[np.ndarray, " n"]
+    on_fundamental: Bool[np.ndarray, " n"]
+    planar: bool
+
+    @property
+    def inliers(self) -> Bool[np.ndarray, " n"]:
+        """Which matches agree: with the homography if the scene is planar, else with either."""
+        return self.on_homography if self.planar else self.on_homography | self.on_fundamental
+
+    @property
+    def found(self) -> bool:
+        """Whether there is any."""
+        return self.homography is not None or self.fundamental is not None
+
+
+def transfer_distance(
+    homography: Float64[np.ndarray, "3 3"], points_a: Float64[np.ndarray, "n 2"], points_b: Float64[np.ndarray, "n 2"]
+) -> Float64[np.ndarray, " n"]:
+    """The larger of the two distances |H p - q| and |p - H^-1 q| in pixels; infinite behind the camera."""
+    there = _forward(homography, points_a, points_b)
+    try:
+        inverse = np.linalg.inv(homography)
+    except np.linalg.LinAlgError:
+        return np.full(len(points_a), math.inf)
+    return np.asarray(np.maximum(there, _forward(inverse, points_b, points_a)))
+
+
+def _forward(
+    homography: Float64[np.ndarray, "3 3"], points_a: Float64[np.ndarray, "n 2"], points_b: Float64[np.ndarray, "n 2"]
+) -> Float64[np.ndarray, " n"]:
+    mapped = points_a @ homography[:, :2].T + homography[:, 2]
+    depth = mapped[:, 2]
+    seen = np.abs(depth) > 1e-12
+    distance = np.linalg.norm(mapped[:, :2] / np.where(seen, depth, 1.0)[:, None] - points_b, axis=1)
+    return np.where(seen, distance, math.inf)
+
+
+def epipolar_distance(
+    fundamental: Float64[np.ndarray, "3 3"], points_a: Float64[np.ndarray, "n 2"], points_b: Float64[np.ndarray, "n 2"]
+) -> Float64[np.ndarray, " n"]:
+    """The larger of the distances to the two epipolar lines, in pixels."""
+    lines_b = points_a @ fundamental[:, :2].T + fundamental[:, 2]
+    lines_a = points_b @ fundamental[:2] + fundamental[2]
+    value = np.abs((points_b * lines_b[:, :2]).sum(1) + lines_b[:, 2])
+    norm = np.minimum(np.linalg.norm(lines_a[:, :2], axis=1), np.linalg.norm(lines_b[:, :2], axis=1))
+    return np.asarray(value / np.maximum(norm, 1e-12))
+
+
+def verify(
+    points_a: Float64[np.ndarray, "n 2"],
+    points_b: Float64[np.ndarray, "n 2"],
+    *,
+    threshold: float = 2.0,
+    planar_share: float = 0.75,
+    estimator: str = "magsac",
+    seed: int = 0,
+) -> Geometry:
+    """Fit a homography and a fundamental matrix robustly and choose between them.
+
+    Args:
+        points_a: matched points in A, one at a place.
+        points_b: matched points in B.
+        threshold: pixels within which a match agrees; half as much again for the homography, in both images.
+        planar_share: the homography is chosen if at least this share of the matches on the fundamental matrix is on it.
+        estimator: "magsac" (MAGSAC++ of OpenCV, Barath et al. 2020) or "ransac" (that of ``geometry``, on tensors).
+        seed: of the samples of "ransac"; those of OpenCV are always the same.
+
+    Returns:
+        What was found; a model that so few matches agree with that chance would do counts as not found.
+
+    Raises:
+        InputError: an unknown estimator.
+        MissingExtraError: OpenCV is wanted and not installed.
+    """
+    check_choice("estimator", estimator, _ESTIMATORS)
+    n = len(points_a)
+    homography = _ESTIMATORS[estimator]("homography", points_a, points_b, threshold, seed)
+    fundamental = _ESTIMATORS[estimator]("fundamental", points_a, points_b, threshold / 2, seed)
+    none = np.zeros(n, bool)
+    on_h = none if homography is None else transfer_distance(homography, points_a, points_b) <= 1.5 * threshold
+    on_f = none if fundamental is None else epipolar_distance(fundamental, points_a, points_b) <= threshold
+    if on_h.sum() < _LEAST_H + n * _CHANCE_H:
+        homography, on_h = None, none
+    if on_f.sum() < _LEAST_F + n * _CHANCE_F:
+        fundamental, on_f = None, none
+    planar = homography is not None and bool(on_h.sum() >= planar_share * on_f.sum())
+    return Geometry(homography, fundamental, on_h, on_f, planar)
+
+
+def essential_matrix(
+    points_a: Float64[np.ndarray, "n 2"], points_b: Float64[np.ndarray, "n 2"], *, threshold: float
+) -> Float64[np.ndarray, "3 3"] | None:
+    """The essential matrix of matches in normalised coordinates by five points and MAGSAC++ (OpenCV).
+
+    Args:
+        points_a: K_a^-1 of the pixels.
+        points_b: K_b^-1 of the pixels.
+        threshold: in the same unit, one over the focal length for a pixel.
+
+    Returns:
+        None where none was found.
+    """
+    cv2 = require("cv2", extra="images")
+    if len(points_a) < 8:
+        return None
+    found, _ = cv2.findEssentialMat(
+        points_a, points_b, np.eye(3), method=cv2.USAC_MAGSAC, prob=_CONFIDENCE, threshold=threshold
+    )
+    return None if found is None or found.shape[0] < 3 or not np.isfinite(found[:3]).all() else np.asarray(found[:3])
+
+
+def _magsac(model: str, a: np.ndarray, b: np.ndarray, threshold: float, seed: int) -> np.ndarray | None:
+    if len(a) < _SAMPLES[model]:
+        return None
+    if model == "fundamental":
+        cv2 = require("cv2", extra="images")
+        found, _ = cv2.findFundamentalMat(a, b, cv2.USAC_MAGSAC, threshold, _CONFIDENCE, _ITERATIONS)
+        return None if found is None or found.shape[0] < 3 else _scaled(model, found[:3])
+    # One run ends in a local optimum too often where the scene is not quite planar: begin from several.
+    starts = [_magsac_homography(a, b, width * threshold) for width in _START_WIDTHS]
+    refined = [_refined(a, b, start, threshold) for start in starts if start is not None]
+    return max(refined, key=lambda h: _support(h, a, b, threshold), default=None)
+
+
+def _magsac_homography(a: np.ndarray, b: np.ndarray, threshold: float) -> np.ndarray | None:
+    cv2 = require("cv2", extra="images")
+    found, _ = cv2.findHomography(a, b, cv2.USAC_MAGSAC, threshold, maxIters=_ITERATIONS, confidence=_CONFIDENCE)
+    return None if found is None else _scaled("homography", found)
+
+
+def _refined(a: np.ndarray, b: np.ndarray, homography: np.ndarray, threshold: float) -> np.ndarray:
+    """Fitted again to the matches that agree, by weights (1 - r^2 / (k T)^2)^2 with k falling from 3 to 1."""
+    points_a, points_b = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
+    best = homography
+    for width in _REFIT_WIDTHS:
+        share = (transfer_distance(homography, a, b) / (width * threshold)) ** 2
+        weights = np.clip(1 - share, 0, 1) ** 2
+        if np.count_nonzero(weights) < 2 * _SAMPLES["homography"]:
+            return best
+        fitted = _scaled("homography", homography_dlt(points_a, points_b, weights=torch.from_numpy(weights)).numpy())
+        if fitted is None:
+            return best
+        homography = fitted
+    return max((best, homography), key=lambda h: _support(h, a, b, threshold))
+
+
+def _support(homography: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) -> float:
+    return float(np.clip(1 - (transfer_distance(homography, a, b) / threshold) ** 2, 0, 1).sum())
+
+
+def _tensor_ransac(model: str, a: np.ndarray, b: np.ndarray, threshold: float, seed: int) -> np.ndarray | None:
+    if len(a) < _SAMPLES[model]:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
+    return _scaled(
+        model, ransac(*points, model=model, threshold=threshold, samples=2048, generator=generator).model.numpy()
+    )
+
+
+def _scaled(model: str, matrix: np.ndarray) -> np.ndarray | None:
+    """A homography with a last entry of one, a fundamental matrix of unit norm."""
+    size = matrix[2, 2] if model == "homography" else np.linalg.norm(matrix)
+    return np.asarray(matrix / size) if np.isfinite(matrix).all() and abs(size) > 1e-12 else None
+
+
+_ESTIMATORS = {"magsac": _magsac, "ransac": _tensor_ransac}

@@ -1,0 +1,144 @@
+"""Permutations learned from the loss of the mean model, through weights that are free and permutations that follow."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffmatch.errors import InputError, check_positive
+from diffmatch.fitting import fit
+from diffmatch.history import FitState
+from diffmatch.matching.weights.ascent import Alignment, Structure, ascend
+from diffmatch.matching.weights.evaluate import Batches, LossFunction
+from diffmatch.matching.weights.midpoint import LearnedMatch, Midpoint
+from diffmatch.matching.weights.permute import Permutations, check_state, full_permutations
+from diffmatch.matching.weights.spec import PermutationSpec
+from diffmatch.matching.weights.weight_matching import learned_names, norm_products, ready_tensors
+
+__all__ = ["match_straight_through"]
+
+_DECAY = 0.9
+"""Of the running mean of the loss, by which the permutations of a step are judged."""
+
+
+def match_straight_through(
+    model: nn.Module,
+    states: Sequence[Mapping[str, Tensor]],
+    spec: PermutationSpec,
+    data: Batches,
+    *,
+    loss: LossFunction = F.cross_entropy,
+    start: Sequence[Mapping[str, Tensor]] | None = None,
+    steps: int = 50,
+    lr: float = 1e-3,
+    max_sweeps: int = 2,
+    progress: bool = True,
+) -> LearnedMatch:
+    """Align two or more models so that their mean has a small loss, by a straight-through estimator.
+
+    Each model but the first gets free weights Θ̃, which begin as those of the first, and the permutation that weight
+    matching finds between them and the model. The loss is that of the mean (Θ_1 + Σ_m π_m·Θ_m) / M; its gradient passes
+    through π_m·Θ_m to Θ̃_m as if they were equal. At the start this is weight matching; the steps then leave it for
+    permutations that the loss prefers.
+
+    It takes a run of the model and some sweeps of weight matching a step. What it finds is good at that mean and need
+    not be elsewhere: of three models aligned to the first, the second and third are not thereby aligned with each
+    other, as they nearly are after weight matching.
+
+    Args:
+        model: runs the mean; it is neither changed nor moved.
+        states: state dicts of the models, two at least; the first stays.
+        spec: what may move.
+        data: batches of inputs and targets, gone through again and again, one batch a step.
+        loss: mean loss of a batch from outputs and targets.
+        start: permutations that weight matching begins with, one dict a model; identity if None.
+        steps: of Adam on the free weights.
+        lr: its learning rate.
+        max_sweeps: of weight matching in each step, from the permutations of the step before.
+        progress: show a bar on a terminal.
+
+    Returns:
+        Of weight matching, the step with the least running mean of the loss, and the last one, the permutations whose
+        mean model has the smallest loss on all data.
+
+    Raises:
+        InputError: an argument does not fit the others, or there are no data.
+
+    References:
+        Ainsworth, Hayase, Srinivasa 2023, "Git Re-Basin", section 3.3.
+    """
+    if len(states) < 2:
+        raise InputError("states", "two states or more", str(len(states)))
+    if start is not None and len(start) != len(states):
+        raise InputError("start", f"{len(states)} dicts, one a model", str(len(start)))
+    check_positive("steps", steps)
+    for m, state in enumerate(states):
+        check_state(f"states[{m}]", state, spec)
+    middle = Midpoint(model, states, spec, data, loss)
+    begun = [full_permutations(spec, permutations) for permutations in start or [{}] * len(states)]
+    projected = _Projected(states, spec, begun, max_sweeps)
+    first = projected.permutations()
+    running: float | None = None
+    least, best = float("inf"), first
+
+    def loss_of_mean() -> Tensor:
+        return middle.next_loss(projected.mean())
+
+    def judge(state: FitState) -> None:
+        nonlocal running, least, best
+        running = state.loss if running is None else _DECAY * running + (1 - _DECAY) * state.loss
+        if running < least:
+            least, best = running, projected.permutations()
+
+    latents = [tensor for free in projected.latents for tensor in free.values()]
+    history = fit(latents, loss_of_mean, optimizer="adam", lr=lr, steps=steps, callbacks=[judge], progress=progress)
+    candidates = [first, best, projected.permutations()]
+    losses = [middle.mean_loss(permutations) for permutations in candidates]
+    chosen = min(range(len(losses)), key=losses.__getitem__)
+    return LearnedMatch(candidates[chosen], losses[chosen], losses[0], history)
+
+
+class _Projected:
+    """Free weights and the permuted models nearest to them.
+
+    Attributes:
+        latents: the free weights of each model but the first.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        spec: PermutationSpec,
+        start: list[Permutations],
+        max_sweeps: int,
+    ) -> None:
+        names = learned_names(states[0], spec)
+        tensors = [ready_tensors(f"states[{m}]", state, names) for m, state in enumerate(states)]
+        structure = Structure(PermutationSpec(spec.atoms, {name: spec.layouts[name] for name in names}))
+        self.names, self.max_sweeps = structure.names, max_sweeps
+        self.start = start[0]
+        self.anchor = Alignment(structure, tensors[0], tensors[0], start[0], 0.0).b
+        self.latents = [{name: self.anchor[name].clone().requires_grad_() for name in self.names} for _ in states[1:]]
+        self.models = [
+            Alignment(structure, self.anchor, own, first, 1e-7 * norm_products(tensors[0], own))
+            for own, first in zip(tensors[1:], start[1:], strict=True)
+        ]
+        for aligned in self.models:
+            ascend(aligned, max_sweeps=100)
+
+    def mean(self) -> dict[str, Tensor]:
+        """Follow the free weights; then the mean of the models, whose gradient goes to the free weights."""
+        for aligned, free in zip(self.models, self.latents, strict=True):
+            aligned.against({name: tensor.detach() for name, tensor in free.items()})
+            ascend(aligned, max_sweeps=self.max_sweeps)
+        found = {}
+        for name in self.names:
+            total = self.anchor[name]
+            for aligned, free in zip(self.models, self.latents, strict=True):
+                total = total + (aligned.b[name] + (free[name] - free[name].detach()))
+            found[name] = total / (1 + len(self.models))
+        return found
+
+    def permutations(self) -> list[Permutations]:
+        """Of all models."""
+        return [self.start, *(aligned.permutations for aligned in self.models)]

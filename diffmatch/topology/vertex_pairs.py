@@ -1,0 +1,132 @@
+"""Bars of functions on vertices: which are kept, in what order, and the values at their ends."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffmatch.errors import InputError
+from diffmatch.topology.diagram import Diagram, Persistence
+from diffmatch.topology.radix import argsort, ordered_keys
+
+__all__ = ["VertexPairs", "check_degrees", "diagrams", "filtration_values", "vertex_pairs"]
+
+
+@dataclass(frozen=True)
+class VertexPairs:
+    """The bars of one degree by the vertices that their ends are read from, in the order of a diagram.
+
+    Attributes:
+        degree: dimension of the classes.
+        births: shape (p,), int64.
+        deaths: shape (p,), int64.
+        essential: births of the classes that never die, shape (e,), int64.
+    """
+
+    degree: int
+    births: Int[Tensor, " p"]
+    deaths: Int[Tensor, " p"]
+    essential: Int[Tensor, " e"]
+
+
+def check_degrees(degrees: Sequence[int] | None, top: int) -> tuple[int, ...]:
+    """The degrees asked for, increasing and each once; all up to `top` if None.
+
+    Raises:
+        InputError: one of them is not an integer from 0 to `top`.
+    """
+    if degrees is None:
+        return tuple(range(top + 1))
+    if not all(isinstance(degree, int) and 0 <= degree <= top for degree in degrees):
+        raise InputError("degrees", f"integers from 0 to {top}", repr(tuple(degrees)))
+    return tuple(sorted(set(degrees)))
+
+
+def filtration_values(argument: str, values: Tensor, *, superlevel: bool) -> Tensor:
+    """Detached values that a sublevel filtration goes by: the negated ones with `superlevel`. Reads their extremes.
+
+    Raises:
+        InputError: a value is NaN, or infinite on the side where the filtration begins.
+    """
+    ascending = -values.detach() if superlevel else values.detach()
+    lowest = float(ascending.min()) if ascending.numel() else 0.0
+    if math.isnan(lowest):
+        bad = ascending.isnan().flatten().nonzero()
+        raise InputError(argument, "no NaN", f"{len(bad)} of {values.numel()} entries NaN, the first at {int(bad[0])}")
+    if lowest == -math.inf:
+        bad = ascending.isneginf().flatten().nonzero()
+        sign, side = ("+", "superlevel") if superlevel else ("-", "sublevel")
+        wanted = f"no {sign}inf in a {side} filtration"
+        raise InputError(
+            argument, wanted, f"{len(bad)} of {values.numel()} entries {sign}inf, the first at {int(bad[0])}"
+        )
+    return ascending
+
+
+def vertex_pairs(
+    degree: int,
+    ascending: Float[Tensor, " n"],
+    births: Int[Tensor, " p"],
+    deaths: Int[Tensor, " p"],
+    essential: Int[Tensor, " e"],
+    *,
+    min_persistence: float,
+) -> VertexPairs:
+    """Leave out short bars, sort the others, and set those apart that end at infinity.
+
+    Args:
+        degree: of the classes.
+        ascending: values of a sublevel filtration, on the device of the vertices.
+        births: vertex of each birth, shape (p,).
+        deaths: vertex of each death, shape (p,).
+        essential: vertex of the birth of each class that never dies, shape (e,).
+        min_persistence: bars of this length and shorter are left out.
+    """
+    first, last, unending = births.long(), deaths.long(), essential.long()
+    wide = ascending if ascending.dtype == torch.float64 else ascending.float()
+    length = wide[last] - wide[first]  # a birth is infinite only if its death is; NaN then, and not kept
+    unending = torch.cat((unending, first[length.isposinf()]))
+    unending = unending[wide[unending].isfinite()].sort().values
+    kept = (length > min_persistence) & length.isfinite()
+    first, last, length = first[kept], last[kept], length[kept]
+    order = _order(last)
+    order = order[_order(first[order])]
+    order = order[_order(-length[order])]
+    return VertexPairs(degree, first[order], last[order], unending[_order(wide[unending])])
+
+
+def _order(values: Tensor) -> Int[Tensor, " n"]:
+    """Stable ascending order; on the CPU by radix sort, which is several times faster."""
+    if values.device.type != "cpu":
+        return values.argsort(stable=True)
+    keys = ordered_keys(values) if values.is_floating_point() else values.numpy()
+    return torch.from_numpy(argsort(keys)).long()
+
+
+def diagrams(
+    values: Float[Tensor, "b n"], pairs: Sequence[Sequence[VertexPairs]], *, superlevel: bool
+) -> list[Persistence]:
+    """The diagrams of a batch: the values at all ends by one gather.
+
+    Args:
+        values: what births and deaths are read from, one row an item.
+        pairs: for each item, the bars of each degree.
+        superlevel: whether the filtration went downward.
+    """
+    n, device = values.shape[1], values.device
+    parts = [part.to(device) for item in pairs for p in item for part in (p.births, p.deaths, p.essential)]
+    offsets = [row * n for row, item in enumerate(pairs) for _ in range(3 * len(item))]
+    if not parts:
+        return [Persistence((), superlevel) for _ in pairs]
+    index = torch.cat([part + offset for part, offset in zip(parts, offsets, strict=True)])
+    ends = iter(values.reshape(-1).gather(0, index).split([len(part) for part in parts]))
+    cells = iter(parts)
+
+    def diagram(degree: int) -> Diagram:
+        births, deaths, essential_births = next(ends), next(ends), next(ends)
+        return Diagram(degree, births, deaths, next(cells), next(cells), essential_births, next(cells))
+
+    return [Persistence(tuple(diagram(p.degree) for p in item), superlevel) for item in pairs]
