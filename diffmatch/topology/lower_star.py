@@ -120,7 +120,8 @@ def _edges_and_triangles(corners: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np
     if flat:
         raise InputError("faces", "three different vertices a face", f"{flat} faces that name one twice")
     codes, side = np.unique(np.concatenate((c << 32 | b, c << 32 | a, b << 32 | a)), return_inverse=True)
-    triangles: npt.NDArray[np.int32] = side.reshape(3, -1).T.astype(np.int32)  # c is in two of the sides, and b is younger than a
+    # From young to old: c is in the first two sides, and b is younger than a.
+    triangles: npt.NDArray[np.int32] = side.reshape(3, -1).T.astype(np.int32)
     triangles = triangles[np.lexsort(triangles.T[::-1])]
     twice = int((triangles[1:] == triangles[:-1]).all(axis=1).sum())
     if twice:
