@@ -37,7 +37,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_each_example_has_a_paragraph_and_a_test(repository):
     names = sorted(path.stem for path in FOLDER.glob("*.py"))
-    assert names == ["attributes", "fit_part", "match_graphs", "optimize_field", "topology_circle"]
+    assert names == ["attributes", "fit_part", "match_graphs", "match_images", "merge_models", "optimize_field", "topology_circle"]
     page = (repository / "docs/examples.md").read_text()
     assert all(f"python examples/{name}.py" in page for name in names)
 
@@ -114,6 +114,12 @@ def test_topology_circle(tmp_path, capsys):
     assert (points.norm(dim=1) > 0.5).all()
     assert pixels(tmp_path / "circle.png").shape == (60, 120, 3)
     assert "longest bars at the end" in capsys.readouterr().out
+
+
+def test_merge_models(tmp_path):
+    before, after = example("merge_models").main(tmp_path, points=600, width=48, epochs=20)
+    assert after < 0.5 * before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merge.html", "spirals.safetensors"]
 
 
 def test_examples_are_seeded(tmp_path):

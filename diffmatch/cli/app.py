@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 import diffmatch
 from diffmatch.cli.demo import demo
 from diffmatch.cli.graph import graph
+from diffmatch.cli.merge import merge
 from diffmatch.cli.mesh import mesh
 from diffmatch.cli.outcome import Failure
 
@@ -22,6 +23,7 @@ app = App(
 )
 app.command(mesh)
 app.command(graph)
+app.command(merge)
 app.command(demo)
 
 

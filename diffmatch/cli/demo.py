@@ -5,14 +5,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffmatch.cli.demos import graph, mesh
+from diffmatch.cli.demos import graph, merge, mesh
 from diffmatch.cli.demos.settings import DemoSettings
 from diffmatch.cli.options import DEFAULTS, JobOptions, check_outputs, resolve_device
 from diffmatch.cli.table import metric_table
 
 __all__ = ["JOBS", "demo"]
 
-JOBS = {"mesh": mesh.run, "graph": graph.run}
+JOBS = {"mesh": mesh.run, "graph": graph.run, "merge": merge.run}
 
 
 def demo(
@@ -25,7 +25,8 @@ def demo(
     """Run each job on what the package makes itself, and write one HTML report (report.html) of all.
 
     The mesh job fits a machine part with sharp edges and through holes: out.glb, and what was measured in out.json.
-    The graph job matches its landmarks between two pictures: graph.json.
+    The graph job matches its landmarks between two pictures: graph.json. The merge job trains two networks, aligns and
+    merges them: merge.safetensors, its permutations beside it, and what was measured in merge.json.
     """
     from diffmatch.errors import require
 

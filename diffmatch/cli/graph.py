@@ -32,7 +32,7 @@ def graph(
     feature: Annotated[
         tuple[str, ...], Parameter(help="A node attribute that matched nodes should share; can be given repeatedly.")
     ] = (),
-    restarts: Annotated[int, Parameter(help="Starts of the solver, of which the best end is kept.")] = 1,
+    restarts: Annotated[int, Parameter(help="Starts of the solver, of which the best end is kept.")] = 8,
     metrics: Annotated[
         Path | None, Parameter(help="Where to write what was measured; OUTPUT.metrics.json by default.")
     ] = None,

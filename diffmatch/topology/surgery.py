@@ -1,20 +1,20 @@
 """Fields on grids whose level set is given other Betti numbers: discrete moves that persistence points out."""
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from scipy import ndimage
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_finite, check_floating, check_positive, check_shape
 from diffmatch.topology.betti_numbers import betti_numbers
 from diffmatch.topology.cubical import cubical_persistence
+from diffmatch.topology.cubical.persistence import Construction
 from diffmatch.topology.diagram import Diagram
 from diffmatch.topology.surgery_kernels import grow
 
@@ -22,6 +22,7 @@ __all__ = ["TopologyChange", "change_topology"]
 
 logger = logging.getLogger(__name__)
 
+_CONSTRUCTIONS: tuple[Construction, ...] = ("V", "T")
 _ORDER = (0, 2, 1)  # pieces, then cavities, then tunnels: joining pieces may close a ring
 _CANDIDATES = 12  # bars that are tried for one move
 _SHORTEST_OPENED = 0.5  # persistence, in pixels, of a bar that is opened; shorter ones are noise
@@ -36,6 +37,7 @@ _WORDS = {
     (2, 1): "made a cavity",
 }
 
+Numbers = tuple[int, int, int]
 Mask = Bool[np.ndarray, "nx ny nz"]
 
 
@@ -94,24 +96,191 @@ def change_topology(
     check_shape("field", field, ("nx", "ny", "nz"))
     check_floating("field", field)
     check_finite("field", field)
+    pixel = _pixel(spacing)
+    wanted = _wanted(betti)
+    given = field.detach().cpu().double().numpy()
+    if not (given < 0).any():
+        raise InputError("field", "a field that is negative somewhere", "none")
+    state, moves = _State(given.copy(), wanted, pixel), []
+    while (move := _next_move(state)) is not None:
+        state, words = move
+        moves.append(words)
+    first, second = state.betti
+    reached = state.distance == 0
+    if not reached:
+        logger.warning("asked for the Betti numbers %s, reached %s (V) and %s (T)", tuple(betti), first, second)
+    changed = state.inside != (given < 0)
+    near, values = _distances(state.values, changed, pixel)
+    placed = torch.from_numpy(values).to(field)
+    return TopologyChange(
+        field=torch.where(torch.from_numpy(near).to(field.device), placed, field.detach()),
+        betti=first,
+        betti_top_cells=second,
+        reached=reached,
+        moves=tuple(moves),
+        changed=int(changed.sum()),
+    )
+
+
+def _pixel(spacing: float | Sequence[float]) -> tuple[float, float, float]:
     steps = tuple(spacing) if isinstance(spacing, Sequence) else (spacing,) * 3
     if len(steps) != 3:
         raise InputError("spacing", "one number or three", repr(spacing))
     for step in steps:
         check_positive("spacing", step)
-    wanted = _wanted(betti)
-    surgery = _Surgery(field.detach().cpu().double().numpy(), wanted, tuple(float(step) for step in steps))
-    moves = surgery.run()
-    now = surgery.inside < 0
-    reached = surgery.distance(now) == 0
-    if not reached:
-        logger.warning("asked for the Betti numbers %s, reached %s (V) and %s (T)", tuple(betti), *_both(now))
-    changed = torch.from_numpy(surgery.result() - surgery.given)
-    return TopologyChange(
-        field=field.detach() + changed.to(field),
-        betti=_both(now)[0],
-        betti_top_cells=_both(now)[1],
-        reached=reached,
-        moves=tuple(moves),
-        changed=int((now != (surgery.given < 0)).sum()),
-    )
+    x, y, z = (float(step) for step in steps)
+    return x, y, z
+
+
+def _wanted(betti: Sequence[int | None]) -> dict[int, int]:
+    wanted = {degree: count for degree, count in enumerate(betti) if count is not None}
+    if len(betti) > 3 or not wanted or min(wanted.values()) < 0 or wanted.get(0, 1) < 1:
+        raise InputError("betti", "at most three numbers or None: pieces >= 1, tunnels, cavities", repr(tuple(betti)))
+    return wanted
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A field on its way."""
+
+    values: Float64[np.ndarray, "nx ny nz"]
+    wanted: dict[int, int]
+    pixel: tuple[float, float, float]
+
+    @property
+    def inside(self) -> Mask:
+        return np.asarray(self.values < 0)
+
+    @cached_property
+    def betti(self) -> tuple[Numbers, Numbers]:
+        return _both(self.inside)
+
+    @cached_property
+    def distance(self) -> int:
+        return sum(abs(found[degree] - count) for found in self.betti for degree, count in self.wanted.items())
+
+    def moved(self, inside: Mask) -> "_State":
+        """The state with the signs of another set."""
+        placed = np.where(inside, -0.5, 0.5) * min(self.pixel)
+        return replace(self, values=np.where(inside == self.inside, self.values, placed))
+
+
+def _both(inside: Mask) -> tuple[Numbers, Numbers]:
+    """Betti numbers with the V- and with the T-construction."""
+    field = torch.from_numpy(np.where(inside, -1.0, 1.0))
+    (a, b, c), (d, e, f) = betti_numbers(field), betti_numbers(field, construction="T")
+    return (a, b, c), (d, e, f)
+
+
+def _next_move(state: _State) -> tuple[_State, str] | None:
+    """The first move that comes closer, the most natural ones first."""
+    if state.distance == 0:
+        return None
+    for construction, found in zip(_CONSTRUCTIONS, state.betti, strict=True):
+        degrees = [degree for degree in _ORDER if state.wanted.get(degree, found[degree]) != found[degree]]
+        if not degrees:
+            continue
+        diagrams = cubical_persistence(torch.from_numpy(state.values), degrees=sorted(degrees), construction=construction)
+        for degree in degrees:
+            fewer = state.wanted[degree] < found[degree]
+            for inside in _closings(state, diagrams[degree]) if fewer else _openings(state, diagrams[degree]):
+                moved = state.moved(inside)
+                if moved.distance < state.distance:
+                    return moved, _WORDS[degree, -1 if fewer else 1]
+    return None
+
+
+def _closings(state: _State, diagram: Diagram) -> Iterator[Mask]:
+    """Sets in which a bar that is alive has lost one end, the cheapest first."""
+    births, deaths = diagram.births.numpy(), diagram.deaths.numpy()
+    alive = np.flatnonzero((births < 0) & (deaths >= 0))
+    cost = np.minimum(-births[alive], deaths[alive])
+    for bar in alive[np.argsort(cost, kind="stable")][:_CANDIDATES]:
+        ends = [(diagram.death_index[bar], True), (diagram.birth_index[bar], False)]
+        if diagram.degree < 2 and -births[bar] < deaths[bar]:
+            ends.reverse()
+        for pixel, add in ends:
+            yield _with_pixel(state, int(pixel), add=add)
+
+
+def _openings(state: _State, diagram: Diagram) -> Iterator[Mask]:
+    """Sets in which a bar on one side of zero has one end on the other, the longest first; then sets made anew."""
+    births, deaths = diagram.births.numpy(), diagram.deaths.numpy()
+    found = np.flatnonzero(((births >= 0) | (deaths < 0)) & (deaths - births > _SHORTEST_OPENED * min(state.pixel)))
+    for bar in found[np.argsort(births[found] - deaths[found], kind="stable")][:_CANDIDATES]:
+        add = bool(births[bar] >= 0)
+        yield _with_pixel(state, int((diagram.birth_index if add else diagram.death_index)[bar]), add=add)
+    yield from _makings(state, diagram.degree)
+
+
+def _with_pixel(state: _State, pixel: int, *, add: bool) -> Mask:
+    """The set with a pixel added, and the least of others that its addition needs; or the same for the complement."""
+    values = state.values if add else -state.values
+    before = state.inside if add else ~state.inside
+    rank = np.empty(values.size, np.int64)
+    rank[values.argsort(axis=None, kind="stable")] = np.arange(values.size)
+    rank = rank.reshape(values.shape)
+    inner = np.zeros(values.shape, dtype=np.bool_)
+    inner[1:-1, 1:-1, 1:-1] = True
+    place = np.unravel_index(pixel, values.shape)
+    if before[place] or not inner[place]:
+        return state.inside
+
+    grown = before.copy()
+    grow(grown, rank, inner & (rank < rank[place]))
+    grown[place] = True
+    outside = ~grown
+    grow(outside, values.size - 1 - rank, inner & grown & ~before)
+    core = ~outside
+    thick = core.copy()
+    grow(thick, rank, inner & ndimage.binary_dilation(core & ~before, np.ones((3, 3, 3))))
+    return thick if add else ~thick
+
+
+def _makings(state: _State, degree: int) -> Iterator[Mask]:
+    """Sets with a new feature where there is most room for it."""
+    inside = state.inside
+    room = ~inside if degree == 0 else inside
+    depth = ndimage.distance_transform_edt(np.pad(room, 1), sampling=state.pixel)[1:-1, 1:-1, 1:-1]
+    place = np.unravel_index(depth.argmax(), depth.shape)
+    deepest, pixel = float(depth[place]), min(state.pixel)
+    for radius in sorted({max(deepest / 3, pixel), 1.5 * pixel, pixel}, reverse=True):
+        around = _away(state, place, (0, 1, 2)) <= radius
+        if degree != 1:
+            yield inside | around if degree == 0 else inside & ~around
+            continue
+        for axis in sorted(range(3), key=lambda axis: _chord(inside, place, axis).size * state.pixel[axis]):
+            tube = _away(state, place, tuple(other for other in range(3) if other != axis)) <= radius
+            chord = _chord(inside, place, axis)
+            extra = int(np.ceil(radius / state.pixel[axis])) + 1
+            along = np.arange(inside.shape[axis])
+            within = (along >= chord[0] - extra) & (along <= chord[-1] + extra)
+            yield inside & ~(tube & within.reshape([-1 if other == axis else 1 for other in range(3)]))
+
+
+def _away(state: _State, place: tuple[np.intp, ...], axes: tuple[int, ...]) -> Float64[np.ndarray, "nx ny nz"]:
+    """Distance of all pixels from one, along some axes."""
+    offsets = np.indices(state.values.shape) - np.asarray(place).reshape(3, 1, 1, 1)
+    return np.asarray(np.sqrt(sum((offsets[axis] * state.pixel[axis]) ** 2 for axis in axes)))
+
+
+def _chord(inside: Mask, place: tuple[np.intp, ...], axis: int) -> Int64[np.ndarray, " n"]:
+    """Positions along an axis of the pixels of the set that are connected with a place on its line."""
+    line = inside[tuple(slice(None) if other == axis else place[other] for other in range(3))]
+    labels = ndimage.label(line)[0]
+    return np.flatnonzero(labels == labels[place[axis]])
+
+
+def _distances(
+    values: Float64[np.ndarray, "nx ny nz"], changed: Mask, pixel: tuple[float, float, float]
+) -> tuple[Mask, Float64[np.ndarray, "nx ny nz"]]:
+    """Where values are to be replaced because the surface near by is another, and distances to take their place."""
+    if not changed.any():
+        return changed, values
+    cell = min(pixel)
+    inside = values < 0
+    near = ndimage.distance_transform_edt(~changed, sampling=pixel) <= _REACH * cell
+    away = [ndimage.distance_transform_edt(side, sampling=pixel) for side in (inside, ~inside)]
+    distance = np.maximum(np.maximum(*away) - 0.5 * cell, _LEAST * cell)
+    size = np.where(changed, distance, np.minimum(np.abs(values), distance))
+    return near, np.where(inside, -size, size)

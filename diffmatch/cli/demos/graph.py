@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _LANDMARKS, _STRANGERS = 40, 6
+_RESTARTS = 8
 _TURN = 10.0  # degrees between the cameras
 _NOISE = 0.005  # of the positions in a picture; the part is 1.8 long
 
@@ -33,7 +34,7 @@ def run(report: "Report", settings: DemoSettings) -> "list[Metric]":
     truth = shuffle.argsort()[:_LANDMARKS]
     a, b = (Graph.from_points(points.to(settings.device)) for points in (pictures[0], pictures[1][shuffle]))
 
-    match = match_graphs(a, b, generator=torch.Generator(settings.device).manual_seed(settings.seed))
+    match = match_graphs(a, b, restarts=_RESTARTS, generator=torch.Generator(settings.device).manual_seed(settings.seed))
     write_assignment(settings.folder / "graph.json", match, a, b)
     found = match.assignment[:_LANDMARKS].cpu() == truth
     report.add_section("Graphs: landmarks of the part in two pictures")

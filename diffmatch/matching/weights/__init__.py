@@ -8,10 +8,17 @@ from diffmatch.matching.weights.barrier import barrier_curve as barrier_curve
 from diffmatch.matching.weights.barrier import fit_temperature as fit_temperature
 from diffmatch.matching.weights.barrier import mean_barrier as mean_barrier
 from diffmatch.matching.weights.check import check_spec as check_spec
+from diffmatch.matching.weights.checkpoint_files import Checkpoint as Checkpoint
+from diffmatch.matching.weights.checkpoint_files import open_checkpoint as open_checkpoint
+from diffmatch.matching.weights.checkpoint_files import write_checkpoint as write_checkpoint
 from diffmatch.matching.weights.concrete import ConcreteMerge as ConcreteMerge
 from diffmatch.matching.weights.concrete import concrete_mask as concrete_mask
 from diffmatch.matching.weights.concrete import concrete_merging as concrete_merging
 from diffmatch.matching.weights.derive import permutation_spec as permutation_spec
+from diffmatch.matching.weights.file_merge import FileMerge as FileMerge
+from diffmatch.matching.weights.file_merge import merge_files as merge_files
+from diffmatch.matching.weights.file_merge import read_permutations as read_permutations
+from diffmatch.matching.weights.file_merge import write_permutations as write_permutations
 from diffmatch.matching.weights.interpolation import average_states as average_states
 from diffmatch.matching.weights.interpolation import interpolate_states as interpolate_states
 from diffmatch.matching.weights.many_models import ManyMatch as ManyMatch

@@ -52,8 +52,8 @@ def match_activations(
     maximise the sum of the correlations (or inner products) of the pairs, over all places that show an atom. That is an
     assignment an atom, without sweeps, but for indices inside others (heads), which are solved together.
 
-    It needs one pass over some hundred samples. As a start of :func:`match_weights` it often gives better merged models
-    than either alone, above all with batch norm.
+    It needs one pass over some hundred samples. It may also serve as the start of :func:`match_weights`; which of the
+    three merges best differs from net to net, so try them where there are data, as :func:`merge` does.
 
     Args:
         model: runs both states, in evaluation mode; it is neither changed nor moved.

@@ -37,8 +37,8 @@ class Incidence:
     n_parents: int
 
     def matrices(self, tensor: Tensor) -> Tensor:
-        """The units of the atom as rows, shape (parents, size, rest)."""
-        view = torch.as_strided(tensor, self.sizes, self.strides, self.offset)
+        """The units of the atom as rows, shape (parents, size, rest), of a contiguous tensor."""
+        view = torch.as_strided(tensor, self.sizes, self.strides, tensor.storage_offset() + self.offset)
         lead = math.prod(self.sizes[: self.n_parents])
         return view.reshape(lead, self.sizes[self.n_parents], -1)
 

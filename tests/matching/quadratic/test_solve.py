@@ -85,11 +85,13 @@ def test_a_padded_batch_gives_the_single_results(solver, generator):
         assert not together.plan[k, :, m:].any()
 
 
-def test_frank_wolfe_equals_the_peer_from_the_same_start(generator):
+def test_frank_wolfe_is_not_below_the_peer_from_the_same_start(generator):
     a, b = (torch.rand(12, 12, dtype=DOUBLE, generator=generator) for _ in range(2))
     affinity = KroneckerAffinity(a[None], b[None])
     ours = match_affinity(affinity, solver="frank_wolfe", polish=False, max_steps=200)
-    theirs = scipy.optimize.quadratic_assignment(a.numpy(), b.numpy(), options={"maximize": True, "maxiter": 200})
+    theirs = scipy.optimize.quadratic_assignment(
+        a.numpy(), b.numpy(), options={"maximize": True, "maxiter": 200, "rng": np.random.default_rng(0)}
+    )
     assert float(ours.value) >= theirs.fun - 1e-9  # ours keeps the best corner it met
 
 

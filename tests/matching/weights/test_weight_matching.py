@@ -198,3 +198,15 @@ def test_remembered_gram_matrices_are_those_computed_anew(cases, name, generator
     for atom, gram in found[1]._grams.items():
         anew = found[1]._gram(found[1].structure.places[atom])
         torch.testing.assert_close(gram, anew, rtol=1e-4, atol=1e-4)
+
+
+def test_tensors_within_a_larger_storage_are_read_in_their_place(generator):
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    spec = permutation_spec(model, torch.zeros(1, 3))
+    own = normal(spec, torch.Generator().manual_seed(0))
+    others = apply_permutations(own, spec, random_permutations(spec, generator=torch.Generator().manual_seed(1)))
+    storage = torch.cat([torch.full((7,), torch.nan), *(tensor.flatten() for tensor in others.values())])
+    parts = storage[7:].split([tensor.numel() for tensor in others.values()])
+    views = {name: part.view(own[name].shape) for name, part in zip(others, parts, strict=True)}
+    found = match_weights(own, views, spec)
+    assert found.objective == pytest.approx(weight_objective(own, own, spec))
