@@ -1,0 +1,236 @@
+"""Merging nets trained from different seeds on Fashion-MNIST: loss barriers by method, many models, singular vectors.
+
+Set ``DIFFMATCH_DATA`` to the folder that holds ``fashion_mnist`` and ``DIFFMATCH_CACHE`` to one that keeps the trained
+nets. Pairs: mean over the pairs of three seeds of the barrier of the loss (largest rise above the straight line between
+the ends, at 1/4, 1/2 and 3/4), on images trained on and on test images, accuracy of the midpoint, and how much nearer
+the models came. Batch norm is reset everywhere, "repaired" adds REPAIR. Statistics of both, activation matching and
+what chooses among candidates see 2000 images trained on. Times are those of the alignment, one run each.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from harness import Row
+from torch import Tensor, nn
+from trained_nets import Batches, batches, make, trained
+
+from diffmatch.matching.weights import (
+    PermutationSpec,
+    apply_permutations,
+    average_states,
+    barrier_curve,
+    compose_permutations,
+    identity_permutations,
+    match_activations,
+    match_many,
+    match_sinkhorn,
+    match_straight_through,
+    match_weights,
+    mean_barrier,
+    merge,
+    permutation_spec,
+    singular_alignment,
+    weight_objective,
+)
+
+OURS = "diffmatch"
+State = dict[str, Tensor]
+Permutations = dict[str, Tensor]
+PLACES = (0.25, 0.5, 0.75)
+STEPS = {"STE": 30, "Sinkhorn": 100}
+
+
+class Nets:
+    """Trained nets of a kind with what it takes to merge and to judge them."""
+
+    def __init__(self, kind: str, seeds: Sequence[int], *, tiny: bool) -> None:
+        self.kind, self.tiny = kind, tiny
+        self.model = make(kind, tiny=tiny)
+        self.states = [trained(kind, seed, tiny=tiny) for seed in seeds]
+        limit = 200 if tiny else 2000
+        self.seen = _first(batches(kind, train=True, tiny=tiny, size=200 if tiny else 500), limit)
+        self.test = _first(batches(kind, train=False, tiny=tiny, size=200 if tiny else 500), 2 * limit)
+        self.spec = permutation_spec(self.model, self.seen[0][0][:2])
+        self.normed = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
+
+    def barrier(self, a: State, b: State, data: Batches, repair: Any = None) -> float:
+        kind = repair or ("reset" if self.normed else "none")
+        return barrier_curve(self.model, a, b, data, points=PLACES, repair=kind, statistics=self.seen).barrier
+
+    def errors(self, a: State, b: State) -> float:
+        curve = barrier_curve(
+            self.model,
+            a,
+            b,
+            self.test,
+            loss=lambda found, targets: (found.argmax(1) != targets).double().mean(),
+            points=(0.5,),
+            repair="reset" if self.normed else "none",
+            statistics=self.seen,
+        )
+        return float(curve.losses[1])
+
+
+def run(bench: Any) -> None:
+    for kind in bench.sizes(["mlp", "cnn", "resnet8", "resnet8, 4 x wide"], tiny=["mlp"]):
+        seeds = (0, 1) if "wide" in kind or bench.tiny else (0, 1, 2)
+        pairs(bench, Nets(kind, seeds, tiny=bench.tiny))
+    for n in bench.sizes([3, 5], tiny=[3]):
+        many(bench, Nets("mlp", range(n), tiny=bench.tiny))
+    directions(bench, Nets("mlp", (0, 1) if bench.tiny else (0, 1, 2), tiny=bench.tiny))
+
+
+def methods(nets: Nets) -> dict[str, Callable[[State, State], Permutations]]:
+    """How the units of a pair may be aligned, by the names of the rows."""
+    model, spec, seen = nets.model, nets.spec, nets.seen
+    steps = {name: 2 if nets.tiny else count for name, count in STEPS.items()}
+
+    def activations(a: State, b: State) -> Permutations:
+        return match_activations(model, a, b, spec, seen).permutations
+
+    return {
+        "naive": lambda a, b: identity_permutations(spec),
+        "weights": lambda a, b: match_weights(a, b, spec).permutations,
+        "activations": activations,
+        "activations, weights": lambda a, b: match_weights(a, b, spec, start=activations(a, b)).permutations,
+        "straight-through": lambda a, b: match_straight_through(
+            model, [a, b], spec, seen, steps=steps["STE"], progress=False
+        ).permutations[1],
+        "Sinkhorn": lambda a, b: match_sinkhorn(a, b, spec, steps=steps["Sinkhorn"], progress=False).permutations[1],
+        OURS: lambda a, b: merge([a, b], spec, model=model, data=seen).permutations[1],
+    }
+
+
+def pairs(bench: Any, nets: Nets, names: Sequence[str] | None = None) -> None:
+    """The table of one kind of net: a row a method, means over the pairs of seeds."""
+    for name, method in methods(nets).items():
+        if names is not None and name not in names:
+            continue
+        seconds, found = [], []
+        for a, b in itertools.combinations(nets.states, 2):
+            begun = time.process_time()
+            moved = apply_permutations(b, nets.spec, method(a, b))
+            seconds.append(time.process_time() - begun)
+            found.append(
+                {
+                    "train barrier": nets.barrier(a, moved, nets.seen),
+                    "test barrier": nets.barrier(a, moved, nets.test),
+                    "repaired": nets.barrier(a, moved, nets.seen, "repair"),
+                    "accuracy": 1 - nets.errors(a, moved),
+                    "nearer": 1 - _distance(nets.spec, a, moved) / _distance(nets.spec, a, b),
+                }
+            )
+        _row(bench, f"pairs, {nets.kind}", name, f"{len(found)} pairs", seconds, _means(found))
+
+
+def many(bench: Any, nets: Nets) -> None:
+    """Several models into one order; then how models aligned to the first fit each other."""
+    spec, states = nets.spec, nets.states
+
+    def first() -> list[Permutations]:
+        return [identity_permutations(spec), *(match_weights(states[0], s, spec).permutations for s in states[1:])]
+
+    contenders: dict[str, Callable[[], list[Permutations]]] = {
+        "naive": lambda: [identity_permutations(spec)] * len(states),
+        "all to the first": first,
+        "coordinate method": lambda: in_turns(states, spec),
+        "diffmatch, no relaxation": lambda: match_many(states, spec, frank_wolfe=False).permutations,
+        OURS: lambda: match_many(states, spec).permutations,
+    }
+    if len(states) == 3:
+        steps = 2 if nets.tiny else STEPS["STE"]
+        contenders["straight-through"] = lambda: (
+            match_straight_through(nets.model, states, spec, nets.seen, steps=steps, progress=False).permutations
+        )
+        contenders["straight-through, pairs"] = lambda: [
+            identity_permutations(spec),
+            *(
+                match_straight_through(
+                    nets.model, [states[0], s], spec, nets.seen, steps=steps, progress=False
+                ).permutations[1]
+                for s in states[1:]
+            ),
+        ]
+    for name, method in contenders.items():
+        begun = time.process_time()
+        permutations = method()
+        seconds = time.process_time() - begun
+        moved = [apply_permutations(state, spec, p) for state, p in zip(states, permutations, strict=True)]
+        quality = {
+            "objective": sum(weight_objective(a, b, spec) for a, b in itertools.combinations(moved, 2)),
+            "train barrier": mean_barrier(nets.model, moved, nets.seen).barrier,
+            "test barrier": mean_barrier(nets.model, moved, nets.test).barrier,
+            "barrier of 2 and 3": nets.barrier(moved[1], moved[2], nets.seen),
+        }
+        _row(bench, "many models", name, f"{len(states)} MLPs", [seconds], quality)
+
+
+def in_turns(states: Sequence[State], spec: PermutationSpec, rounds: int = 100) -> list[Permutations]:
+    """The coordinate method as published: each model in turn by weight matching to the mean of the others."""
+    generator = torch.Generator().manual_seed(0)
+    found = [identity_permutations(spec) for _ in states]
+    moved = list(states)
+    for _ in range(rounds):
+        gain = 0.0
+        for m in torch.randperm(len(states), generator=generator).tolist():
+            mean = average_states([state for j, state in enumerate(moved) if j != m])
+            match = match_weights(mean, moved[m], spec)
+            gain += (match.objective - match.initial) / abs(match.objective)
+            moved[m] = apply_permutations(moved[m], spec, match.permutations)
+            found[m] = compose_permutations(spec, found[m], match.permutations)
+        if gain < 1e-6:
+            break
+    return found
+
+
+def directions(bench: Any, nets: Nets) -> None:
+    """Distance, barrier, spectra and singular vectors before and after weight matching, means over the pairs."""
+    spec, found = nets.spec, {"before": [], OURS: []}  # type: dict[str, Any]
+    for a, b in itertools.combinations(nets.states, 2):
+        moved = apply_permutations(b, spec, match_weights(a, b, spec).permutations)
+        for name, other in (("before", b), (OURS, moved)):
+            statistics = singular_alignment(a, other, spec)
+            merged = singular_alignment(a, average_states([a, other]), spec)
+            row = {
+                "distance": _distance(spec, a, other),
+                "train barrier": nets.barrier(a, other, nets.seen),
+                "spectra": float(statistics.spectra.mean()),
+                "R, all layers": statistics.mean_agreement,
+                "R with the mean": merged.mean_agreement,
+                "weighted R, all layers": statistics.mean_weighted,
+            }
+            row |= {f"R, layer {k + 1}": float(r) for k, r in enumerate(statistics.agreement)}
+            row |= {f"weighted R, layer {k + 1}": float(r) for k, r in enumerate(statistics.weighted)}
+            found[name].append(row)
+    for name, rows in found.items():
+        _row(bench, "singular vectors", name, f"{len(rows)} pairs of MLPs", [0.0], _means(rows))
+
+
+def _row(
+    bench: Any, task: str, contender: str, size: str, seconds: Sequence[float], quality: Mapping[str, float]
+) -> None:
+    mean = sum(seconds) / len(seconds)
+    bench.rows.append(Row(bench.name, task, contender, size, mean, 0.0, 1, None, dict(quality)))
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def _distance(spec: PermutationSpec, a: State, b: State) -> float:
+    squares = weight_objective(a, a, spec) + weight_objective(b, b, spec) - 2 * weight_objective(a, b, spec)
+    return max(squares, 0.0) ** 0.5
+
+
+def _first(data: Batches, images: int) -> Batches:
+    return data[: max(1, images // len(data[0][0]))]
+
+
+if __name__ == "__main__":
+    from harness import main
+
+    sys.exit(main(files=[__file__]))
