@@ -21,7 +21,7 @@ TYPED := --jaxtyping-packages=diffmatch,beartype.beartype
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
-# One stamp a set of extras: .venv/stamps/mesh,report says that these are installed, under these constraints.
+# One stamp a set of extras: .venv/stamps/mesh,images,report says that these are installed, under these constraints.
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +30,7 @@ $(VENV)/stamps/%: pyproject.toml constraints.txt diffmatch/__init__.py | $(BIN)/
 	$(PIP) install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[$*]"
 	@mkdir -p $(@D) && touch $@
 
-demo: $(VENV)/stamps/mesh,report ## fit a part that the package makes itself, write out/ with an HTML report
+demo: $(VENV)/stamps/mesh,images,report ## run every job once on what the package makes itself, write out/ with an HTML report
 	$(BIN)/diffmatch demo -o out
 
 # numba does not see edits in other files, so each run compiles into a fresh cache, which its two calls share: the first
@@ -44,18 +44,18 @@ define run_tests
 	exit $$status
 endef
 
-test: $(VENV)/stamps/mesh,report,test ## run the tests
+test: $(VENV)/stamps/test ## run the tests
 	$(call run_tests,ci, and not slow)
 
-test-full: $(VENV)/stamps/mesh,report,test ## run the tests with ten times the examples, and the slow ones
+test-full: $(VENV)/stamps/test ## run the tests with ten times the examples, and the slow ones
 	$(call run_tests,full)
 
-lint: $(VENV)/stamps/mesh,report,test ## check style, format and types
+lint: $(VENV)/stamps/test ## check style, format and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-bench: $(VENV)/stamps/mesh,report,test ## run the benchmarks, write benchmarks/results.md and results.json
+bench: $(VENV)/stamps/test ## run the benchmarks, write benchmarks/results.md and results.json
 	$(BIN)/python benchmarks --out benchmarks
 
 docs: $(VENV)/stamps/docs ## build the documentation into site/

@@ -116,6 +116,11 @@ def test_topology_circle(tmp_path, capsys):
     assert "longest bars at the end" in capsys.readouterr().out
 
 
+def test_match_images(tmp_path):
+    pytest.importorskip("cv2")
+    example("match_images").main(tmp_path, width=240)
+
+
 def test_merge_models(tmp_path):
     before, after = example("merge_models").main(tmp_path, points=600, width=48, epochs=20)
     assert after < 0.5 * before

@@ -9,21 +9,25 @@ from cyclopts import App, CycloptsError
 import diffmatch
 from diffmatch.cli.demo import demo
 from diffmatch.cli.graph import graph
+from diffmatch.cli.match import match
 from diffmatch.cli.merge import merge
 from diffmatch.cli.mesh import mesh
 from diffmatch.cli.outcome import Failure
+from diffmatch.cli.train import train
 
 __all__ = ["app", "main"]
 
 app = App(
     name="diffmatch",
-    help="Differentiable geometry and matching: meshes fitted by gradients, graphs matched node by node.",
+    help="Differentiable geometry and matching: meshes fitted, images and graphs matched, networks merged.",
     version=diffmatch.__version__,
     help_epilogue="Errors in what was asked for end with exit code 2 and one line. DIFFMATCH_DEBUG=1 shows tracebacks.",
 )
 app.command(mesh)
+app.command(match)
 app.command(graph)
 app.command(merge)
+app.command(train)
 app.command(demo)
 
 

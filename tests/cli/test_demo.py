@@ -4,6 +4,7 @@ import pytest
 
 from diffmatch.cli import demo as demo_module
 from diffmatch.cli import main
+from diffmatch.errors import MissingExtraError
 from diffmatch.report import Metric
 
 pytest.importorskip("plotly")
@@ -57,5 +58,16 @@ def test_a_place_that_is_no_folder_is_refused_before_the_work(jobs, tmp_path, ca
     assert jobs == []
 
 
-def test_the_mesh_job_is_part_of_the_demo():
-    assert "mesh" in demo_module.JOBS
+def test_a_job_whose_extra_is_missing_is_left_out_by_name(jobs, tmp_path, capsys, monkeypatch):
+    def needy(report, settings):
+        raise MissingExtraError("needs the package 'cv2': pip install 'diffmatch-torch[images]'")
+
+    monkeypatch.setitem(demo_module.JOBS, "needy", needy)
+    assert main(["demo", "-o", str(tmp_path)]) == 0
+    assert "needy\nleft out: needs the package 'cv2'" in capsys.readouterr().out
+    assert "Left out: needy" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [name for name, _ in jobs] == ["one", "two"]
+
+
+def test_all_jobs_are_part_of_the_demo():
+    assert {"mesh", "match", "graph", "merge"} <= demo_module.JOBS.keys()

@@ -34,7 +34,9 @@ def run(report: "Report", settings: DemoSettings) -> "list[Metric]":
     truth = shuffle.argsort()[:_LANDMARKS]
     a, b = (Graph.from_points(points.to(settings.device)) for points in (pictures[0], pictures[1][shuffle]))
 
-    match = match_graphs(a, b, restarts=_RESTARTS, generator=torch.Generator(settings.device).manual_seed(settings.seed))
+    match = match_graphs(
+        a, b, restarts=_RESTARTS, generator=torch.Generator(settings.device).manual_seed(settings.seed)
+    )
     write_assignment(settings.folder / "graph.json", match, a, b)
     found = match.assignment[:_LANDMARKS].cpu() == truth
     report.add_section("Graphs: landmarks of the part in two pictures")

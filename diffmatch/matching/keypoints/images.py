@@ -162,7 +162,7 @@ def _flatten_alpha(pixels: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h 
     return np.ascontiguousarray(pixels)
 
 
-def _shrink(color: UInt8[np.ndarray, "h w 3"], max_pixels: int | None) -> UInt8[np.ndarray, "h w 3"]:
+def _shrink(color: UInt8[np.ndarray, "h w 3"], max_pixels: int | None) -> UInt8[np.ndarray, "hs ws 3"]:
     height, width = color.shape[:2]
     if max_pixels is None or height * width <= max_pixels:
         return color

@@ -33,6 +33,7 @@ TILTS = (2.88, 6.2)
 
 _CONTRAST = 0.0133  # a third of OpenCV's default: more keypoints in dull parts
 _VIEW_KEYPOINTS = 1500  # of each affine view
+_PLENTY = 2  # times enough, after the network
 _NEAREST = 8  # descriptors looked through along an epipolar line
 
 Extractor = Callable[[Image], Keypoints]
@@ -201,9 +202,13 @@ class _Search:
         best, nearest = self._nearest(a, b, "upright")
         if best.verified < s.enough and s.network and _network_knows(a):
             best = max(best, self._network(a, b), key=_verified)
+        # What the network adds lies on frames that do not quite correspond: views place their matches better, and are
+        # left out only where it has found plenty.
+        wanted = s.enough if len(self.stages) == 1 else _PLENTY * s.enough
         for name, views in more:
-            if best.verified >= s.enough and not self.always_more:
+            if best.verified >= wanted and not self.always_more:
                 break
+            wanted = s.enough
             extra = views()
             self.clock.lap("detect")
             a, b = join_keypoints([a, extra[0]]), join_keypoints([b, extra[1]])

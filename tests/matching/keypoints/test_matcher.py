@@ -236,6 +236,16 @@ def test_another_kind_or_a_batch_is_refused(generator, network):
         match_keypoints(Keypoints.stack([a]), Keypoints.stack([b]), weights=network)
 
 
+def test_values_that_do_not_fit_are_refused(generator, network):
+    a, b, _ = planted(5, generator)
+    narrow, _, _ = planted(5, generator, width=64)
+    with pytest.raises(InputError, match="keypoints_b: want descriptors of 128 numbers, as of keypoints_a, got 64"):
+        match_keypoints(a, narrow, weights=network)
+    a.positions[2, 0] = torch.nan
+    with pytest.raises(InputError, match=r"keypoints_a.positions: want finite values, got 1 of 10"):
+        match_keypoints(a, b, weights=network)
+
+
 def test_weights_come_back_from_a_file(tmp_path, generator, network):
     save_matcher(tmp_path / "m.safetensors", network, card={"steps": 3})
     again, card = load_matcher(tmp_path / "m.safetensors")

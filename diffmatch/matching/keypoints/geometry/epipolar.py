@@ -84,8 +84,8 @@ def _unit(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
 
 
 def _terms(
-    fundamental: Float[Tensor, "*b 3 3"], points_a: Float[Tensor, "*b n 2"], points_b: Float[Tensor, "*b n 2"]
-) -> tuple[Float[Tensor, "*b n"], Float[Tensor, "*b n"], Float[Tensor, "*b n"]]:
+    fundamental: Float[Tensor, "*#b 3 3"], points_a: Float[Tensor, "*#b n 2"], points_b: Float[Tensor, "*#b n 2"]
+) -> tuple[Float[Tensor, "*c n"], Float[Tensor, "*#c n"], Float[Tensor, "*#c n"]]:
     """Squared value of x_b^T F x_a, and the squared norms of the normals of both epipolar lines."""
     a, b = homogeneous(points_a), homogeneous(points_b)
     lines_b, lines_a = a @ fundamental.mT, b @ fundamental
@@ -94,8 +94,8 @@ def _terms(
 
 
 def sampson_distance(
-    fundamental: Float[Tensor, "*b 3 3"], points_a: Float[Tensor, "*b n 2"], points_b: Float[Tensor, "*b n 2"]
-) -> Float[Tensor, "*b n"]:
+    fundamental: Float[Tensor, "*#b 3 3"], points_a: Float[Tensor, "*#b n 2"], points_b: Float[Tensor, "*#b n 2"]
+) -> Float[Tensor, "*c n"]:
     """Squared Sampson distance in squared pixels: first-order distance of a match to the epipolar geometry.
 
     Args:
@@ -108,8 +108,8 @@ def sampson_distance(
 
 
 def symmetric_epipolar_distance(
-    fundamental: Float[Tensor, "*b 3 3"], points_a: Float[Tensor, "*b n 2"], points_b: Float[Tensor, "*b n 2"]
-) -> Float[Tensor, "*b n"]:
+    fundamental: Float[Tensor, "*#b 3 3"], points_a: Float[Tensor, "*#b n 2"], points_b: Float[Tensor, "*#b n 2"]
+) -> Float[Tensor, "*c n"]:
     """Mean distance in pixels of both points of a match to their epipolar lines.
 
     Args:

@@ -50,12 +50,12 @@ def _unit(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
     return matrix / norm * torch.where(matrix[..., 2:, 2:] < 0, -1.0, 1.0)
 
 
-def apply_homography(homography: Float[Tensor, "*b 3 3"], points: Float[Tensor, "*b n 2"]) -> Float[Tensor, "*b n 2"]:
+def apply_homography(homography: Float[Tensor, "*#b 3 3"], points: Float[Tensor, "*#b n 2"]) -> Float[Tensor, "*c n 2"]:
     """Map points; a point that goes to infinity becomes large, not NaN.
 
     Args:
         homography: shape (\\*b, 3, 3).
-        points: shape (\\*b, n, 2).
+        points: shape (\\*b, n, 2); leading axes are broadcast.
     """
     mapped = homogeneous(points) @ homography.mT
     depth = mapped[..., 2:]
