@@ -1,7 +1,7 @@
 """`diffmatch graph`: which node of one graph is which node of another."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -12,6 +12,7 @@ from diffmatch.cli.table import metric_table
 if TYPE_CHECKING:
     from diffmatch.matching import GraphMatch
     from diffmatch.matching.graphs import Graph
+    from diffmatch.matching.graphs.edges import EdgeSet
 
 __all__ = ["describe_match", "graph", "write_assignment"]
 
@@ -107,7 +108,7 @@ def _with_edges(graph: "Graph", edges: str, argument: str) -> "Graph":
         return graph
     if graph.positions is None:
         raise InputError(argument, f"a graph with positions for --edges {edges}", "one without")
-    made = point_edges(graph.positions, edges="delaunay" if edges == "auto" else edges)
+    made = point_edges(graph.positions, edges=cast("EdgeSet", "delaunay" if edges == "auto" else edges))
     return dataclasses.replace(graph, edges=made, weights=None, edge_features=None, directed=False)
 
 
@@ -144,8 +145,8 @@ def write_assignment(output: Path, match: "GraphMatch", a: "Graph", b: "Graph") 
     from diffmatch.io import write_bytes_atomic
 
     buffer = io.BytesIO()
-    arrays = {"assignment": match.assignment, "scores": match.scores, "matches": match.matches}
-    np.savez(buffer, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+    assignment, scores, matches = (t.cpu().numpy() for t in (match.assignment, match.scores, match.matches))
+    np.savez(buffer, assignment=assignment, scores=scores, matches=matches)
     write_bytes_atomic(output, buffer.getvalue(), argument="output")
 
 
