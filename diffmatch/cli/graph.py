@@ -145,8 +145,8 @@ def write_assignment(output: Path, match: "GraphMatch", a: "Graph", b: "Graph") 
     from diffmatch.io import write_bytes_atomic
 
     buffer = io.BytesIO()
-    assignment, scores, matches = (t.cpu().numpy() for t in (match.assignment, match.scores, match.matches))
-    np.savez(buffer, assignment=assignment, scores=scores, matches=matches)
+    arrays = (tensor.cpu().numpy() for tensor in (match.assignment, match.scores, match.matches))
+    np.savez(buffer, **dict(zip(("assignment", "scores", "matches"), arrays, strict=True)))  # type: ignore[arg-type]
     write_bytes_atomic(output, buffer.getvalue(), argument="output")
 
 

@@ -11,23 +11,41 @@ from diffmatch.matching.keypoints.images import Image as Image
 from diffmatch.matching.keypoints.images import read_image as read_image
 from diffmatch.matching.keypoints.match_images import match_features as match_features
 from diffmatch.matching.keypoints.match_images import match_images as match_images
+from diffmatch.matching.keypoints.matcher import Matcher as Matcher
+from diffmatch.matching.keypoints.matcher import MatcherConfig as MatcherConfig
+from diffmatch.matching.keypoints.matcher import match_keypoints as match_keypoints
 from diffmatch.matching.keypoints.nearest import match_nearest as match_nearest
 from diffmatch.matching.keypoints.record import Keypoints as Keypoints
 from diffmatch.matching.keypoints.result import ImageMatches as ImageMatches
+from diffmatch.matching.keypoints.scenes import Scenes as Scenes
+from diffmatch.matching.keypoints.scenes import SceneSettings as SceneSettings
+from diffmatch.matching.keypoints.training import TrainingSettings as TrainingSettings
+from diffmatch.matching.keypoints.training import train_matcher as train_matcher
+from diffmatch.matching.keypoints.weights import load_matcher as load_matcher
+from diffmatch.matching.keypoints.weights import save_matcher as save_matcher
 
 __all__ = [
     "Image",
     "ImageMatches",
     "Keypoints",
+    "Matcher",
+    "MatcherConfig",
+    "SceneSettings",
+    "Scenes",
+    "TrainingSettings",
     "adaptive_graph",
     "detect_hessian",
     "detect_sift",
     "keypoint_graph",
+    "load_matcher",
     "match_features",
     "match_images",
+    "match_keypoints",
     "match_nearest",
     "read_image",
     "read_matches",
+    "save_matcher",
+    "train_matcher",
     "write_colmap",
     "write_matches",
 ]
