@@ -37,7 +37,16 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_each_example_has_a_paragraph_and_a_test(repository):
     names = sorted(path.stem for path in FOLDER.glob("*.py"))
-    assert names == ["attributes", "fit_part", "match_graphs", "match_images", "merge_models", "optimize_field", "topology_circle"]
+    assert names == [
+        "attributes",
+        "fit_part",
+        "match_graphs",
+        "match_images",
+        "merge_models",
+        "optimize_field",
+        "topology_annulus",
+        "topology_circle",
+    ]
     page = (repository / "docs/examples.md").read_text()
     assert all(f"python examples/{name}.py" in page for name in names)
 
@@ -107,6 +116,12 @@ def test_match_graphs(tmp_path, capsys):
     assert share > 0.8
     assert f"{round(20 * share)} of 20 points found" in capsys.readouterr().out
     assert (tmp_path / "frames.svg").read_text().startswith("<svg")
+
+
+def test_topology_annulus(tmp_path):
+    outcomes = example("topology_annulus").main(tmp_path, n_ring=60, n_crowd=20, steps=5)
+    assert outcomes.keys() >= {"one parameter", "two parameters"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["annulus.html", "annulus.svg"]
 
 
 def test_topology_circle(tmp_path, capsys):

@@ -13,6 +13,7 @@ from diffmatch.cli.match import match
 from diffmatch.cli.merge import merge
 from diffmatch.cli.mesh import mesh
 from diffmatch.cli.outcome import Failure
+from diffmatch.cli.topology import topology
 from diffmatch.cli.train import train
 
 __all__ = ["app", "main"]
@@ -27,6 +28,7 @@ app.command(mesh)
 app.command(match)
 app.command(graph)
 app.command(merge)
+app.command(topology)
 app.command(train)
 app.command(demo)
 

@@ -27,7 +27,7 @@ def _job(name: str) -> "Callable[[Report, DemoSettings], list[Metric]]":
     return run
 
 
-JOBS = {name: _job(name) for name in ("mesh", "match", "graph", "merge")}
+JOBS = {name: _job(name) for name in ("mesh", "match", "graph", "merge", "topology")}
 
 
 def demo(
@@ -41,8 +41,9 @@ def demo(
 
     The mesh job fits a machine part with sharp edges and through holes: out.glb, and what was measured in out.json.
     The match job finds a picture again in one taken from the side: matches.npz. The graph job matches landmarks of the
-    part: graph.json. The merge job trains two networks, aligns and merges them: merge.safetensors. A job whose extra is
-    not installed is left out, by name.
+    part: graph.json. The merge job trains two networks, aligns and merges them: merge.safetensors. The topology job
+    finds the hole in a ring of points and closes one of a block: topology.json, topology.glb. A job whose extra is not
+    installed is left out, by name.
     """
     from diffmatch.errors import MissingExtraError, require
 

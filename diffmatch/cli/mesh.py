@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from diffmatch.cli.betti import TopologyEdit, parse_betti
 from diffmatch.cli.options import DEFAULTS, JobOptions, check_outputs, parse_resolution, resolve_device
 from diffmatch.cli.outcome import Failure, resumable, write_json
 from diffmatch.cli.table import metric_table
@@ -40,15 +41,23 @@ def mesh(
     level: Annotated[
         float | None, Parameter(help="Of a scan: the value at the surface, larger inside. Else negative is inside.")
     ] = None,
+    betti: Annotated[
+        str | None,
+        Parameter(
+            help="Pieces, tunnels and cavities that the mesh is to have, such as 1,2,0; any in place of a number."
+        ),
+    ] = None,
     metrics: Annotated[Path | None, Parameter(help="Where to write what was measured; OUTPUT.json by default.")] = None,
     job: JobOptions = DEFAULTS,
 ) -> None:
     """Fit a clean, watertight mesh to a target by gradients.
 
     Writes the mesh, what was measured (JSON) and, if asked for, an HTML report. A fit that was interrupted goes on
-    from its checkpoint when the same command is given again.
+    from its checkpoint when the same command is given again. With --betti the topology of the field is changed before
+    the fit, and afterwards the mesh is compared with it.
     """
     cells = parse_resolution(resolution)
+    wanted = parse_betti(betti)
     job.check()
     _check_numbers(steps, lr)
     _check_suffix(output)
@@ -63,7 +72,8 @@ def mesh(
     from diffmatch.meshing.files import write_mesh
     from diffmatch.meshing.fitting import fit_mesh
 
-    given = {"steps": steps, "lr": lr, "optimizer": job.optimizer, "level": level}
+    given = {"steps": steps, "lr": lr, "optimizer": job.optimizer, "level": level, "betti": betti}
+    edit = None if wanted is None else TopologyEdit(wanted, cells)
     with resumable(checkpoint):
         result = fit_mesh(
             target,
@@ -78,15 +88,25 @@ def mesh(
             optimizer=job.optimizer,
             attributes=attributes,
             level=level,
+            edit_field=edit,
         )
+        certificate = None if edit is None else edit.certificate(result.mesh)
         write_mesh(output, result.mesh)
-        write_json(metrics, describe_fit(result, target=target, device=device))
+        described = describe_fit(result, target=target, device=device)
+        if edit is not None and certificate is not None:
+            described["topology"] = edit.describe(certificate)
+        write_json(metrics, described)
         if job.report is not None:
             words = ["mesh", target, "-o", str(output), "--resolution", resolution, "--seed", str(job.seed)]
             words += [] if attributes else ["--no-attributes"]
             words += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
             _write_report(
-                job.report, result, target=target, device=device, command=["diffmatch", *words, "--device", device]
+                job.report,
+                result,
+                target=target,
+                device=device,
+                command=["diffmatch", *words, "--device", device],
+                topology=described.get("topology"),
             )
     if result.history.status == "diverged":
         raise Failure(
@@ -96,6 +116,11 @@ def mesh(
     checkpoint.unlink(missing_ok=True)
     if not job.quiet:
         _print_summary(result, output)
+    if edit is not None and certificate is not None:
+        if not certificate.holds:
+            raise Failure(edit.sentence(certificate))
+        if not job.quiet:
+            print(edit.sentence(certificate))
 
 
 def _check_numbers(steps: int | None, lr: float | None) -> None:
@@ -136,7 +161,15 @@ def describe_fit(result: Any, *, target: str, device: str) -> dict[str, Any]:
     }
 
 
-def _write_report(path: Path, result: Any, *, target: str, device: str, command: Sequence[str]) -> None:
+def _write_report(
+    path: Path,
+    result: Any,
+    *,
+    target: str,
+    device: str,
+    command: Sequence[str],
+    topology: dict[str, Any] | None,
+) -> None:
     from diffmatch.report import Report, add_mesh_fit, environment
     from diffmatch.report.mesh_fit import up_axis
 
@@ -147,6 +180,10 @@ def _write_report(path: Path, result: Any, *, target: str, device: str, command:
         summary=f"{history.steps} steps in {history.seconds:.1f} s; {history.message or history.status}.",
     )
     add_mesh_fit(report, result, name="target", up=up_axis(target))
+    if topology is not None:
+        from diffmatch.report.topology import add_certificate
+
+        add_certificate(report, topology)
     report.add_section("How it was made")
     report.add_settings({**result.settings, **environment(device)}, command=command)
     report.write(path)

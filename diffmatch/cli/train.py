@@ -165,7 +165,7 @@ def _settings(preset: Preset, seed: int, given: dict[str, Any]) -> "tuple[Matche
     chosen = {name: value for name, value in given.items() if value is not None}
     if preset == "standard":
         return MatcherConfig(), TrainingSettings(**{"seed": seed, **chosen})
-    small: dict[str, Any] = {"steps": 160, "scenes": 32, "validation_scenes": 8, "validate_every": 40}
+    small: dict[str, Any] = {"steps": 200, "scenes": 32, "validation_scenes": 12, "validate_every": 50, "lr": 5e-3}
     settings = TrainingSettings(**{**small, "keypoints": (256, 256), "seed": seed, **chosen})
     return MatcherConfig(width=32, message_width=24), settings
 
@@ -176,7 +176,7 @@ def _scenes(pictures: Path | None, preset: Preset, cache: Path, seed: int) -> "t
 
     if pictures is None:
         tiny = (
-            SceneSettings(views=2, max_keypoints=256, long_side=(240, 320), max_tilt=35.0, seed=seed + kind)
+            SceneSettings(views=2, max_keypoints=256, long_side=(300, 340), max_tilt=20.0, seed=seed + kind)
             for kind in (0, 1)
         )
         return Scenes.made(40, settings=next(tiny)), Scenes.made(12, settings=next(tiny))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffmatch.errors import InputError
+from diffmatch.errors import InputError, check_finite, check_shape
 from diffmatch.fitting import fit
 from diffmatch.history import FitState, History
 from diffmatch.meshing.dual_contouring import dual_contouring
@@ -72,6 +72,7 @@ def fit_mesh(
     device: torch.device | str = "cpu",
     seed: int = 0,
     field_losses: Sequence[Callable[[Float[Tensor, "x y z"]], Tensor]] = (),
+    edit_field: Callable[[Float[Tensor, "x y z"]], Float[Tensor, "x y z"]] | None = None,
     keep_signs: bool | None = None,
     smallest_part: int = 8,
     attributes: bool = True,
@@ -103,6 +104,9 @@ def fit_mesh(
         seed: of the points drawn on the faces.
         field_losses: further terms, functions of the field at the nodes, shape (nx + 1, ny + 1, nz + 1), in units of
             length.
+        edit_field: what to make of the samples of the target before the fit, such as to change their topology; a
+            function from and to values at the nodes, in units of length, which leaves the border of the grid outside.
+            Cells next to a node whose sign it changes have no part in the distances to the target.
         keep_signs: hold the sign of the field at every node, and with it the topology that the samples of the target
             have on this grid. Default: True, unless there are ``field_losses``.
         smallest_part: bodies and cavities of fewer nodes are left out, with a warning in the log: at that size they
@@ -118,7 +122,7 @@ def fit_mesh(
 
     Raises:
         InputError: the target cannot be read or bounds no solid, its field does not change sign on the grid, the grid
-            is too large for the memory, or a setting is unknown.
+            is too large for the memory, the edited field has another shape or no sign change, or a setting is unknown.
     """
     device = torch.device(device)
     hold = not field_losses if keep_signs is None else keep_signs
@@ -139,6 +143,7 @@ def fit_mesh(
             f"only {'negative' if bool(inside.any()) else 'positive'} values at {grid.n_nodes:,} nodes",
         )
     start = without_specks(grid, walled(grid, start), smallest=smallest_part)
+    start, edited = _edited(grid, start, edit_field)
     shape = FlexiParameters(grid, start, hold=hold)
     if lr is None:
         lr = _RATE if optimizer in _NORMALISED else optimizer_spec(optimizer).lr
@@ -157,7 +162,13 @@ def fit_mesh(
     history = fit(
         shape.tensors,
         _loss(
-            shape, aim, None if features is None else features.vertices, int(_FIRST * steps), field_losses, generator
+            shape,
+            aim,
+            None if features is None else features.vertices,
+            int(_FIRST * steps),
+            field_losses,
+            edited,
+            generator,
         ),
         optimizer=optimizer,
         lr=lr,
@@ -210,19 +221,26 @@ def _loss(
     features: Float[Tensor, "v 3"] | None,
     n_first: int,
     field_losses: Sequence[Callable[[Tensor], Tensor]],
+    edited: Bool[Tensor, " cells"] | None,
     generator: torch.Generator,
 ) -> Callable[[int], dict[str, Tensor]]:
-    """The loss of a step: the first ``n_first`` aim at ``features``, which is cheap; the others at the target."""
+    """The loss of a step: the first ``n_first`` aim at ``features``, which is cheap; the others at the target.
+
+    Points in edited cells do not count.
+    """
+    counted = None if features is None else _counted(shape.grid, edited, features)
 
     def loss(step: int) -> dict[str, Tensor]:
         mesh, field = shape.extract(training=True)
         terms = {"deviation": _DEVIATION / shape.cell * mesh.l_dev}
         dual = mesh.vertices[: len(mesh.deviation)]
         if features is not None and step < n_first:
-            terms["start"] = ((dual - features) / shape.cell).square().sum(1).mean()
+            moves = ((dual - features)[counted] / shape.cell).square()
+            terms["start"] = moves.sum() / max(len(moves), 1)
             terms["vertices"] = terms["faces"] = mesh.vertices.new_zeros(())
         else:
             samples = mesh.sample(_SAMPLES, generator).points if len(mesh.faces) else mesh.vertices
+            dual, samples = (p[_counted(shape.grid, edited, p)] for p in (dual, samples))
             points = torch.cat((dual, samples))
             squared = ((points - _nearest(target, points.detach())) / shape.cell).square().sum(1)
             terms["start"] = mesh.vertices.new_zeros(())
@@ -233,6 +251,32 @@ def _loss(
         return terms
 
     return loss
+
+
+def _edited(
+    grid: Grid, start: Float[Tensor, " nodes"], edit: Callable[[Tensor], Tensor] | None
+) -> tuple[Float[Tensor, " nodes"], Bool[Tensor, " cells"] | None]:
+    """The field after an edit, and the cells near which a node has changed sides: surface and nodes move by a cell."""
+    if edit is None:
+        return start, None
+    field = edit(start.reshape(grid.node_shape)).detach().to(start)
+    check_shape("edit_field", field, grid.node_shape)
+    check_finite("edit_field", field)
+    field = walled(grid, field.flatten())
+    if not bool((field < 0).any()):
+        raise InputError("edit_field", "a field that is negative somewhere inside the grid", "none")
+    changed = ((field < 0) != (start < 0)).reshape(grid.node_shape).to(start)
+    return field, torch.nn.functional.max_pool3d(changed[None], 4, stride=1, padding=1).flatten() > 0
+
+
+def _counted(grid: Grid, edited: Bool[Tensor, " cells"] | None, points: Float[Tensor, "p 3"]) -> Any:
+    """The points outside of edited cells: an index into them."""
+    if edited is None:
+        return slice(None)
+    scale, shape = points.new_tensor(grid.spacing), torch.tensor(grid.shape, device=points.device)
+    at = ((points.detach() - points.new_tensor(grid.origin)) / scale).long()
+    i, j, k = at.clamp(min=torch.zeros_like(shape), max=shape - 1).unbind(1)
+    return ~edited[(i * grid.shape[1] + j) * grid.shape[2] + k]
 
 
 def _nearest(target: Target, points: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Fields on grids whose level set is given other Betti numbers: discrete moves that persistence points out."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,16 +26,23 @@ logger = logging.getLogger(__name__)
 _CONSTRUCTIONS: tuple[Construction, ...] = ("V", "T")
 _ORDER = (0, 2, 1)  # pieces, then cavities, then tunnels: joining pieces may close a ring
 _CANDIDATES = 12  # bars that are tried for one move
+_PLACES = 6  # where a new feature is tried
 _SHORTEST_OPENED = 0.5  # persistence, in pixels, of a bar that is opened; shorter ones are noise
 _REACH = 3.0  # pixels around a change in which values are made those of a distance
 _LEAST = 0.25  # magnitude of such a value, in pixels
-_WORDS = {
-    (0, -1): "removed or joined a piece",
-    (0, 1): "made a piece",
-    (1, -1): "filled or cut a tunnel",
-    (1, 1): "made a tunnel",
-    (2, -1): "filled or opened a cavity",
-    (2, 1): "made a cavity",
+_WORDS = {  # degree, whether there are fewer then, whether pixels were added
+    (0, True, True): "joined two pieces",
+    (0, True, False): "removed a piece",
+    (0, False, True): "made a piece",
+    (0, False, False): "split a piece",
+    (1, True, True): "filled a tunnel",
+    (1, True, False): "cut a handle",
+    (1, False, True): "made a handle",
+    (1, False, False): "drilled a tunnel",
+    (2, True, True): "filled a cavity",
+    (2, True, False): "opened a cavity",
+    (2, False, True): "closed a cavity off",
+    (2, False, False): "carved a cavity",
 }
 
 Numbers = tuple[int, int, int]
@@ -102,7 +110,7 @@ def change_topology(
     if not (given < 0).any():
         raise InputError("field", "a field that is negative somewhere", "none")
     state, moves = _State(given.copy(), wanted, pixel), []
-    while (move := _next_move(state)) is not None:
+    while state.distance and (move := _next_move(state)) is not None:
         state, words = move
         moves.append(words)
     first, second = state.betti
@@ -174,88 +182,112 @@ def _both(inside: Mask) -> tuple[Numbers, Numbers]:
 
 def _next_move(state: _State) -> tuple[_State, str] | None:
     """The first move that comes closer, the most natural ones first."""
-    if state.distance == 0:
-        return None
     for construction, found in zip(_CONSTRUCTIONS, state.betti, strict=True):
         degrees = [degree for degree in _ORDER if state.wanted.get(degree, found[degree]) != found[degree]]
         if not degrees:
             continue
-        diagrams = cubical_persistence(torch.from_numpy(state.values), degrees=sorted(degrees), construction=construction)
+        diagrams = cubical_persistence(torch.from_numpy(state.values), degrees=degrees, construction=construction)
         for degree in degrees:
             fewer = state.wanted[degree] < found[degree]
-            for inside in _closings(state, diagrams[degree]) if fewer else _openings(state, diagrams[degree]):
-                moved = state.moved(inside)
+            ends = (_closings if fewer else _openings)(diagrams[degree], min(state.pixel))
+            by_bars = (
+                ([_with_pixel(state, pixel, add=add, kept=kept) for kept in ("VT", construction)], add)
+                for pixel, add in ends
+            )
+            made_anew = () if fewer else (([inside], degree == 0) for inside in _makings(state, degree))
+            for ways, add in itertools.chain(by_bars, made_anew):
+                moved = min((state.moved(inside) for inside in ways), key=lambda moved: moved.distance)
                 if moved.distance < state.distance:
-                    return moved, _WORDS[degree, -1 if fewer else 1]
+                    return moved, _WORDS[degree, fewer, add]
     return None
 
 
-def _closings(state: _State, diagram: Diagram) -> Iterator[Mask]:
-    """Sets in which a bar that is alive has lost one end, the cheapest first."""
+def _closings(diagram: Diagram, cell: float) -> list[tuple[int, bool]]:
+    """The ends of bars that are alive, the cheapest first: a pixel, and whether it joins the set or leaves it."""
     births, deaths = diagram.births.numpy(), diagram.deaths.numpy()
     alive = np.flatnonzero((births < 0) & (deaths >= 0))
     cost = np.minimum(-births[alive], deaths[alive])
+    found = []
     for bar in alive[np.argsort(cost, kind="stable")][:_CANDIDATES]:
-        ends = [(diagram.death_index[bar], True), (diagram.birth_index[bar], False)]
-        if diagram.degree < 2 and -births[bar] < deaths[bar]:
-            ends.reverse()
-        for pixel, add in ends:
-            yield _with_pixel(state, int(pixel), add=add)
+        ends = [(int(diagram.death_index[bar]), True), (int(diagram.birth_index[bar]), False)]
+        found += ends[::-1] if diagram.degree < 2 and -births[bar] < deaths[bar] else ends
+    return found
 
 
-def _openings(state: _State, diagram: Diagram) -> Iterator[Mask]:
-    """Sets in which a bar on one side of zero has one end on the other, the longest first; then sets made anew."""
+def _openings(diagram: Diagram, cell: float) -> list[tuple[int, bool]]:
+    """The nearer ends of bars on one side of zero, the longest first: a pixel, and whether it joins the set."""
     births, deaths = diagram.births.numpy(), diagram.deaths.numpy()
-    found = np.flatnonzero(((births >= 0) | (deaths < 0)) & (deaths - births > _SHORTEST_OPENED * min(state.pixel)))
-    for bar in found[np.argsort(births[found] - deaths[found], kind="stable")][:_CANDIDATES]:
-        add = bool(births[bar] >= 0)
-        yield _with_pixel(state, int((diagram.birth_index if add else diagram.death_index)[bar]), add=add)
-    yield from _makings(state, diagram.degree)
+    apart = np.flatnonzero(((births >= 0) | (deaths < 0)) & (deaths - births > _SHORTEST_OPENED * cell))
+    bars = apart[np.argsort(births[apart] - deaths[apart], kind="stable")][:_CANDIDATES]
+    return [
+        (int((diagram.birth_index if births[bar] >= 0 else diagram.death_index)[bar]), bool(births[bar] >= 0))
+        for bar in bars
+    ]
 
 
-def _with_pixel(state: _State, pixel: int, *, add: bool) -> Mask:
-    """The set with a pixel added, and the least of others that its addition needs; or the same for the complement."""
+def _with_pixel(state: _State, pixel: int, *, add: bool, kept: str) -> Mask:
+    """The set with a pixel added, and the least of others that its addition needs; or the same for the complement.
+
+    Args:
+        state: the field.
+        pixel: flat index.
+        add: whether it joins the set or leaves it.
+        kept: the constructions in which all other pixels must change nothing.
+    """
     values = state.values if add else -state.values
     before = state.inside if add else ~state.inside
-    rank = np.empty(values.size, np.int64)
-    rank[values.argsort(axis=None, kind="stable")] = np.arange(values.size)
-    rank = rank.reshape(values.shape)
+    order = np.empty(values.size, np.int64)
+    order[values.argsort(axis=None, kind="stable")] = np.arange(values.size)
+    rank = order.reshape(values.shape)
     inner = np.zeros(values.shape, dtype=np.bool_)
     inner[1:-1, 1:-1, 1:-1] = True
     place = np.unravel_index(pixel, values.shape)
     if before[place] or not inner[place]:
         return state.inside
+    by_faces, by_corners = ("V" in kept, "T" in kept) if add else ("T" in kept, "V" in kept)
 
     grown = before.copy()
-    grow(grown, rank, inner & (rank < rank[place]))
+    grow(grown, rank, inner & (rank < rank[place]), by_faces, by_corners)
     grown[place] = True
     outside = ~grown
-    grow(outside, values.size - 1 - rank, inner & grown & ~before)
+    grow(outside, values.size - 1 - rank, inner & grown & ~before, by_corners, by_faces)
     core = ~outside
-    thick = core.copy()
-    grow(thick, rank, inner & ndimage.binary_dilation(core & ~before, np.ones((3, 3, 3))))
-    return thick if add else ~thick
+    around = ndimage.binary_dilation(core & ~before, np.ones((3, 3, 3)))
+    grow(core, rank, inner & around, by_faces, by_corners)
+    return core if add else ~core
 
 
 def _makings(state: _State, degree: int) -> Iterator[Mask]:
-    """Sets with a new feature where there is most room for it."""
+    """Sets with a new feature where there is most room for it: a ball, a hole along an axis, or a ball left out."""
     inside = state.inside
     room = ~inside if degree == 0 else inside
     depth = ndimage.distance_transform_edt(np.pad(room, 1), sampling=state.pixel)[1:-1, 1:-1, 1:-1]
-    place = np.unravel_index(depth.argmax(), depth.shape)
-    deepest, pixel = float(depth[place]), min(state.pixel)
-    for radius in sorted({max(deepest / 3, pixel), 1.5 * pixel, pixel}, reverse=True):
-        around = _away(state, place, (0, 1, 2)) <= radius
-        if degree != 1:
-            yield inside | around if degree == 0 else inside & ~around
-            continue
-        for axis in sorted(range(3), key=lambda axis: _chord(inside, place, axis).size * state.pixel[axis]):
-            tube = _away(state, place, tuple(other for other in range(3) if other != axis)) <= radius
-            chord = _chord(inside, place, axis)
-            extra = int(np.ceil(radius / state.pixel[axis])) + 1
-            along = np.arange(inside.shape[axis])
-            within = (along >= chord[0] - extra) & (along <= chord[-1] + extra)
-            yield inside & ~(tube & within.reshape([-1 if other == axis else 1 for other in range(3)]))
+    cell = min(state.pixel)
+    for _ in range(_PLACES):
+        place = np.unravel_index(depth.argmax(), depth.shape)
+        deepest, away = float(depth[place]), _away(state, place, (0, 1, 2))
+        if deepest < 1.5 * cell:
+            return
+        for radius in sorted({max(deepest / 3, cell), 1.5 * cell, cell}, reverse=True):
+            if degree == 0:
+                yield inside | (away <= radius)
+            elif degree == 2:
+                yield inside & (away > radius)
+            else:
+                yield from _drilled(state, place, radius)
+        depth[away <= 2 * deepest] = 0
+
+
+def _drilled(state: _State, place: tuple[np.intp, ...], radius: float) -> Iterator[Mask]:
+    """The set with a straight hole through a place, along each axis, the shortest hole first."""
+    inside = state.inside
+    chords = [_chord(inside, place, axis) for axis in range(3)]
+    for axis in sorted(range(3), key=lambda axis: len(chords[axis]) * state.pixel[axis]):
+        tube = _away(state, place, tuple(other for other in range(3) if other != axis)) <= radius
+        beyond = int(np.ceil(radius / state.pixel[axis])) + 1  # where the surface is slanted
+        within = np.zeros(inside.shape[axis], dtype=np.bool_)
+        within[max(chords[axis][0] - beyond, 0) : chords[axis][-1] + beyond + 1] = True
+        yield inside & ~(tube & within.reshape([-1 if other == axis else 1 for other in range(3)]))
 
 
 def _away(state: _State, place: tuple[np.intp, ...], axes: tuple[int, ...]) -> Float64[np.ndarray, "nx ny nz"]:

@@ -38,17 +38,24 @@ _FACE_MASK = np.int32(sum(1 << place for place in _FACES))
 @njit(cache=True, nogil=True)
 @typing.no_type_check
 def grow(
-    inside: Bool[np.ndarray, "nx ny nz"], rank: Int64[np.ndarray, "nx ny nz"], allowed: Bool[np.ndarray, "nx ny nz"]
+    inside: Bool[np.ndarray, "nx ny nz"],
+    rank: Int64[np.ndarray, "nx ny nz"],
+    allowed: Bool[np.ndarray, "nx ny nz"],
+    by_faces: bool,
+    by_corners: bool,
 ) -> None:
     """Add allowed pixels to a set, in place, lowest rank first, as long as its topology stays what it is.
 
-    A pixel is added if it is simple for both pairs of connectivities, (6, 26) and (26, 6); it is looked at again
-    whenever a neighbour has been added. The same function on the complement shrinks the set.
+    A pixel is added if it is simple: if its neighbours in the set, and those outside, each form one piece that it
+    touches (Bertrand and Malandain, 1994). It is looked at again whenever a neighbour has been added. The same function
+    on the complement shrinks the set.
 
     Args:
         inside: the set; changed in place.
         rank: order of the pixels, distinct numbers >= 0.
         allowed: pixels that may be added; none of them on the border of the grid.
+        by_faces: keep the topology of the set connected through faces, its complement through corners.
+        by_corners: keep that of the set connected through corners, its complement through faces.
     """
     nx, ny, nz = inside.shape
     heap = [(np.int64(0), np.int64(0))]
@@ -56,12 +63,12 @@ def grow(
     for i in range(1, nx - 1):
         for j in range(1, ny - 1):
             for k in range(1, nz - 1):
-                if allowed[i, j, k] and not inside[i, j, k] and _around(inside, i, j, k) & _FACE_MASK:
+                if allowed[i, j, k] and not inside[i, j, k] and _around(inside, i, j, k) & _ALL_MASK:
                     heapq.heappush(heap, (rank[i, j, k], np.int64((i * ny + j) * nz + k)))
     while len(heap) > 0:
         at = heapq.heappop(heap)[1]
         i, j, k = at // (ny * nz), at // nz % ny, at % nz
-        if inside[i, j, k] or not _is_simple(_around(inside, i, j, k)):
+        if inside[i, j, k] or not _is_simple(_around(inside, i, j, k), by_faces, by_corners):
             continue
         inside[i, j, k] = True
         for place in range(27):
@@ -83,14 +90,15 @@ def _around(inside, i, j, k):
 
 @njit(cache=True, nogil=True)
 @typing.no_type_check
-def _is_simple(mask):
-    """Whether a pixel with these neighbours can change sides without a change of topology, in both conventions."""
+def _is_simple(mask, by_faces, by_corners):
+    """Whether a pixel with these neighbours can change sides without a change of topology."""
     outside = _ALL_MASK & ~mask
-    return (
-        _pieces(mask & _NEAR_MASK, _BY_FACES, _FACE_MASK) == 1
-        and _pieces(outside, _BY_CORNERS, _ALL_MASK) == 1
-        and _pieces(mask, _BY_CORNERS, _ALL_MASK) == 1
-        and _pieces(outside & _NEAR_MASK, _BY_FACES, _FACE_MASK) == 1
+    if by_faces and not (
+        _pieces(mask & _NEAR_MASK, _BY_FACES, _FACE_MASK) == 1 and _pieces(outside, _BY_CORNERS, _ALL_MASK) == 1
+    ):
+        return False
+    return not by_corners or (
+        _pieces(mask, _BY_CORNERS, _ALL_MASK) == 1 and _pieces(outside & _NEAR_MASK, _BY_FACES, _FACE_MASK) == 1
     )
 
 

@@ -70,4 +70,4 @@ def test_a_job_whose_extra_is_missing_is_left_out_by_name(jobs, tmp_path, capsys
 
 
 def test_all_jobs_are_part_of_the_demo():
-    assert {"mesh", "match", "graph", "merge"} <= demo_module.JOBS.keys()
+    assert demo_module.JOBS.keys() == {"mesh", "match", "graph", "merge", "topology"}

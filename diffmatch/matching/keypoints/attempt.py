@@ -10,9 +10,9 @@ from torch import Tensor
 from diffmatch.matching.keypoints.guided import guided_by_fundamental, guided_by_homography
 from diffmatch.matching.keypoints.nearest import Nearest, one_to_one
 from diffmatch.matching.keypoints.record import Keypoints
-from diffmatch.matching.keypoints.verify import Geometry, verify
+from diffmatch.matching.keypoints.verify import Geometry, transfer_distance, verify
 
-__all__ = ["Attempt", "attempt", "rematch"]
+__all__ = ["Attempt", "attempt", "keep_close", "keep_verified", "rematch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +90,24 @@ def rematch(found: Attempt, *, nearest: Nearest | None, threshold: float, estima
 
 def keep_verified(found: Attempt) -> Attempt:
     """An attempt without the matches that do not agree with its geometry."""
-    rows = torch.from_numpy(np.flatnonzero(found.geometry.inliers)).to(found.pairs.device)
-    chosen = rows.cpu().numpy()
-    g = found.geometry
+    return _chosen(found, np.flatnonzero(found.geometry.inliers))
+
+
+def keep_close(found: Attempt, threshold: float) -> Attempt:
+    """Of a planar scene the matches within a distance of the homography; what is not planar stays as it is.
+
+    A homography is fitted with some latitude, since scenes are never quite flat; those that it maps well are precise.
+    """
+    homography = found.geometry.homography
+    if homography is None or not found.geometry.planar:
+        return found
+    points_a, points_b = _points(found.keypoints_a, found.pairs[:, 0]), _points(found.keypoints_b, found.pairs[:, 1])
+    return _chosen(found, np.flatnonzero(transfer_distance(homography, points_a, points_b) <= threshold))
+
+
+def _chosen(found: Attempt, chosen: Int64[np.ndarray, " k"]) -> Attempt:
+    """An attempt with some of its matches."""
+    rows, g = torch.from_numpy(chosen).to(found.pairs.device), found.geometry
     geometry = Geometry(g.homography, g.fundamental, g.on_homography[chosen], g.on_fundamental[chosen], g.planar)
     return Attempt(
         found.keypoints_a, found.keypoints_b, found.pairs[rows], found.scores[rows], geometry, found.guided[rows]

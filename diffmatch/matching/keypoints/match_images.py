@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_choice, check_positive, check_shape
-from diffmatch.matching.keypoints.attempt import Attempt, attempt, keep_verified, rematch
+from diffmatch.matching.keypoints.attempt import Attempt, attempt, keep_close, keep_verified, rematch
 from diffmatch.matching.keypoints.features import ROOTSIFT, sift_of_gray
 from diffmatch.matching.keypoints.features_hessian import detect_hessian
 from diffmatch.matching.keypoints.geometry.pose import Pose, normalize_by_intrinsics, pose_from_essential
 from diffmatch.matching.keypoints.images import Image, ImageSource, read_image
 from diffmatch.matching.keypoints.nearest import Nearest, check_alike, match_nearest, nearest_descriptors, one_to_one
+from diffmatch.matching.keypoints.predicted import rematch_predicted
 from diffmatch.matching.keypoints.record import Keypoints
 from diffmatch.matching.keypoints.result import ImageMatches
 from diffmatch.matching.keypoints.verify import essential_matrix
@@ -33,6 +34,7 @@ TILTS = (2.88, 6.2)
 
 _CONTRAST = 0.0133  # a third of OpenCV's default: more keypoints in dull parts
 _VIEW_KEYPOINTS = 1500  # of each affine view
+_PREDICTED_KEYPOINTS = 4096  # of each view that a homography predicts
 _PLENTY = 2  # times enough, after the network
 _NEAREST = 8  # descriptors looked through along an epipolar line
 
@@ -75,7 +77,8 @@ def match_images(
 
     Keypoints are matched by their descriptors (mutual, ratio test). If fewer than ``enough`` matches agree with a
     homography or a fundamental matrix, the learned matcher looks at the same keypoints, and then affine views of both
-    images are added, one tilt after the other. At last the images are matched again under the geometry that was found.
+    images are added, one tilt after the other. At last the images are matched again under the geometry that was found,
+    and, if that is a homography that upright keypoints alone did not give, each with the other as it predicts it.
 
     Args:
         image_a: a file, an array (h, w[, c]) or a tensor (c, h, w), see :func:`read_image`.
@@ -124,7 +127,7 @@ def match_images(
     clock.lap("detect")
     more = _more_views(images) if features == "sift" and views != "never" else []
     search = _Search(settings, clock, always_more=views == "always")
-    best, raw = search.run(upright[0], upright[1], more)
+    best, raw = search.run(upright[0], upright[1], more, images if more else ())
     return _result(best, raw, images, search, intrinsics, keep)
 
 
@@ -195,7 +198,11 @@ class _Search:
         self.stages: list[str] = []
 
     def run(
-        self, a: Keypoints, b: Keypoints, more: Sequence[tuple[str, Callable[[], list[Keypoints]]]]
+        self,
+        a: Keypoints,
+        b: Keypoints,
+        more: Sequence[tuple[str, Callable[[], list[Keypoints]]]],
+        images: Sequence[Image] = (),
     ) -> tuple[Attempt, Attempt]:
         """The final matches, all verified, and the raw matches they come from."""
         s = self.settings
@@ -215,13 +222,28 @@ class _Search:
             wider, near = self._nearest(a, b, name)
             if wider.verified > best.verified:
                 best, nearest = wider, near
-        if not best.geometry.found:
-            return keep_verified(best), best
-        if not s.guided:
-            return keep_verified(best), best
-        final = rematch(best, nearest=nearest, threshold=s.threshold, estimator=s.estimator, seed=s.seed)
-        self.clock.lap("guided")
-        return final, best
+        final = keep_verified(best)
+        if best.geometry.found and s.guided:
+            final = rematch(best, nearest=nearest, threshold=s.threshold, estimator=s.estimator, seed=s.seed)
+            self.clock.lap("guided")
+            if images and len(self.stages) > 1 and final.geometry.planar:
+                final = self._predicted(final, images)
+        return keep_close(final, s.threshold), best
+
+    def _predicted(self, found: Attempt, images: Sequence[Image]) -> Attempt:
+        s = self.settings
+        self.stages.append("predicted")
+        final = rematch_predicted(
+            found,
+            *(image.gray for image in images),
+            max_keypoints=_PREDICTED_KEYPOINTS,
+            contrast_threshold=_CONTRAST,
+            threshold=s.threshold,
+            estimator=s.estimator,
+            seed=s.seed,
+        )
+        self.clock.lap("predicted")
+        return final
 
     def _nearest(self, a: Keypoints, b: Keypoints, name: str) -> tuple[Attempt, Nearest | None]:
         self.stages.append(name)
@@ -310,15 +332,15 @@ def _result(
     pairs, scores, guided = final.pairs, final.scores, final.guided
     verified, inliers = np.ones(len(pairs), bool), final.geometry.on_homography
     if keep == "all":
-        a, b = raw.keypoints_a, raw.keypoints_b
-        loose = torch.from_numpy(np.flatnonzero(~raw.geometry.inliers))
-        every, strength = torch.cat([pairs, raw.pairs[loose]]), torch.cat([scores + 2, raw.scores[loose]])
+        a, b = final.keypoints_a, final.keypoints_b  # those of raw come first in them
+        # Raw matches that are among the final ones already clash with them, and go.
+        every, strength = torch.cat([pairs, raw.pairs]), torch.cat([scores + 2, raw.scores])
         kept = one_to_one(a.positions[every[:, 0]], b.positions[every[:, 1]], strength)
-        pairs, scores = every[kept], torch.cat([scores, raw.scores[loose]])[kept]
-        pad = np.zeros(len(loose), bool)
+        pairs, scores = every[kept], torch.cat([scores, raw.scores])[kept]
+        pad = np.zeros(len(raw.pairs), bool)
         verified, inliers = np.r_[verified, pad][kept.numpy()], np.r_[inliers, pad][kept.numpy()]
         guided = torch.cat([guided, torch.from_numpy(pad)])[kept]
-    keypoints = [raw.keypoints_a, raw.keypoints_b]
+    keypoints = [final.keypoints_a, final.keypoints_b]
     homography, fundamental = (
         None if m is None else torch.from_numpy(m) for m in (final.geometry.homography, final.geometry.fundamental)
     )

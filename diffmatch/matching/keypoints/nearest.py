@@ -11,10 +11,12 @@ from torch import Tensor
 
 from diffmatch.errors import InputError, check_positive
 from diffmatch.matching.keypoints.record import Keypoints
+from diffmatch.matching.keypoints.row_kernels import column_maxima
 
 __all__ = ["Nearest", "match_nearest", "nearest_descriptors", "one_to_one"]
 
 _CHUNK = 1 << 24  # similarities held at a time
+_CPU_CHUNK = 1 << 20  # on the CPU, where they should stay in its caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,8 @@ def nearest_descriptors(a: Keypoints, b: Keypoints, *, k: int) -> Nearest:
     best = torch.full((b.count,), -torch.inf, dtype=right.dtype, device=right.device)
     back = torch.zeros(b.count, dtype=torch.int64, device=right.device)
     indices, values = [], []
-    step = max(1, _CHUNK // max(1, b.count))
+    chunk = _CPU_CHUNK if right.device.type == "cpu" else _CHUNK
+    step = max(1, chunk // max(1, b.count))
     for start in range(0, a.count, step):
         similar = left[start : start + step] @ right.T
         if right is not b.descriptors:
@@ -71,12 +74,23 @@ def nearest_descriptors(a: Keypoints, b: Keypoints, *, k: int) -> Nearest:
         values.append(value)
         if left is not a.descriptors:
             similar.masked_fill_(~a.mask[start : start + step, None], -2)
-        top, row = similar.max(dim=0)
-        better = top > best
-        best, back = torch.where(better, top, best), torch.where(better, row + start, back)
+        _update_maxima(similar, start, best, back)
     value = torch.cat(values) if values else right.new_zeros(0, k)
     index = torch.cat(indices) if indices else back.new_zeros(0, k)
     return Nearest(index, (2 - 2 * value).clamp_min(0).sqrt(), back)
+
+
+def _update_maxima(
+    block: Float[Tensor, "b m"], start: int, best: Float[Tensor, " m"], back: Int64[Tensor, " m"]
+) -> None:
+    """The largest number of each column and its row, in place, after some more rows."""
+    if block.device.type == "cpu" and block.dtype in (torch.float32, torch.float64):
+        column_maxima(block.detach().numpy(), start, best.numpy(), back.numpy())
+        return
+    top, row = block.max(dim=0)
+    better = top > best
+    best.copy_(torch.where(better, top, best))
+    back.copy_(torch.where(better, row + start, back))
 
 
 def match_nearest(

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 Picture = Path | UInt8[np.ndarray, "h w"]
 
+_VERSION = 2
+"""Of how scenes are made: a change of the detector or of the views needs another number, so that no old one is read."""
+
 
 @dataclass(frozen=True)
 class SceneSettings:
@@ -166,7 +169,7 @@ class Scenes:
 
     def _fingerprint(self) -> str:
         """A name that changes with the pictures and the settings."""
-        digest = hashlib.sha256(json.dumps(asdict(self.settings)).encode())
+        digest = hashlib.sha256(json.dumps([_VERSION, asdict(self.settings)]).encode())
         for picture in self.pictures:
             digest.update(picture.tobytes() if isinstance(picture, np.ndarray) else os.fsencode(picture.name))
         return digest.hexdigest()[:12]

@@ -41,7 +41,7 @@ class TrainingSettings:
         seed: of the order of the pairs and of the first weights.
     """
 
-    steps: int = 1200
+    steps: int = 800
     pairs: int = 4
     scenes: int = 520
     validation_scenes: int = 24

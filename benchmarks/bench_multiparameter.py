@@ -1,0 +1,148 @@
+"""Signed measures of two parameters, with gradients, against the peer's forward pass.
+
+Images with two channels on a grid of 50 levels an axis, of noise and of smoothed noise, and clouds of uniform points
+with a function on all levels. Values stand on levels from the start, since the peer rounds to the nearest level and we
+to the next. The number of points and the sum of absolute weights stand beside each time; the peer's Rips complex ends
+at the enclosing radius, which changes nothing in degree 0.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from diffmatch.topology.multiparameter import (
+    SignedMeasure,
+    degree_rips_signed_measure,
+    image_signed_measure,
+    rips_signed_measure,
+    signed_sliced_distance,
+    signed_transport_distance,
+)
+
+OURS = "diffmatch"
+GRADIENT = "diffmatch, with gradient"
+LEVELS = 50
+
+
+def run(bench: Any) -> None:
+    """Images, clouds, distances."""
+    multipers = bench.peer("multipers")
+    filtrations = bench.peer("multipers.filtrations") if multipers else None
+    compare_images(bench, multipers, filtrations)
+    compare_clouds(bench, multipers, filtrations)
+    compare_distances(bench)
+
+
+def image(bench: Any, n: int, *, smooth: bool) -> Tensor:
+    """Two channels of values k / 49, shape (2, n, n)."""
+    noise = torch.rand(2, n, n, dtype=torch.float64, generator=bench.generator(), device=bench.device)
+    if smooth:
+        noise = torch.from_numpy(np.stack([gaussian_filter(c, 2) for c in noise.cpu().numpy()])).to(noise)
+    low, high = noise.amin((1, 2), keepdim=True), noise.amax((1, 2), keepdim=True)
+    return ((noise - low) / (high - low) * (LEVELS - 1)).round() / (LEVELS - 1)
+
+
+def own_levels(field: Tensor) -> tuple[Tensor, Tensor]:
+    """All values of both channels, read from the pixels, so that gradients reach these."""
+    flat = field.reshape(2, -1)
+    pixels = [np.unique(channel.detach().cpu().numpy(), return_index=True)[1] for channel in flat]
+    return flat[0][pixels[0]], flat[1][pixels[1]]
+
+
+def integral(measure: SignedMeasure) -> Tensor:
+    return measure.integrate(lambda p: p.square().sum(1))
+
+
+def quality(found: Any) -> dict[str, float]:
+    weights = found.weights.cpu().numpy() if isinstance(found, SignedMeasure) else np.asarray(found[0][1])
+    return {"points": len(weights), "total variation": float(np.abs(weights).sum())}
+
+
+def compare_images(bench: Any, multipers: Any, filtrations: Any) -> None:
+    for n in bench.sizes([64, 128], tiny=[6]):
+        for name, smooth in (("noise", False), ("smooth", True)):
+            field = image(bench, n, smooth=smooth)
+            data = np.ascontiguousarray(field.permute(1, 2, 0).cpu().numpy())
+            grid = [np.arange(LEVELS) / (LEVELS - 1)] * 2
+
+            for task, degree in (("Hilbert, degree 0", 0), ("Hilbert, degree 1", 1), ("Euler", None)):
+
+                def theirs() -> Any:
+                    invariant = "euler" if degree is None else "hilbert"
+                    complex_ = filtrations.Cubical(data)
+                    return multipers.signed_measure(complex_, degree=degree, invariant=invariant, grid=grid, n_jobs=1)
+
+                def step() -> SignedMeasure:
+                    leaf = field.clone().requires_grad_()
+                    measure = image_signed_measure(leaf, degree=degree, levels=own_levels(leaf))
+                    integral(measure).backward()
+                    return measure
+
+                levels = (torch.from_numpy(grid[0]).to(field),) * 2
+                bench.compare(
+                    f"{task}, {name}",
+                    {
+                        OURS: lambda: image_signed_measure(field, degree=degree, levels=levels),
+                        GRADIENT: step,
+                        "multipers": theirs if multipers else None,
+                    },
+                    size=n,
+                    quality=quality,
+                )
+
+
+def compare_clouds(bench: Any, multipers: Any, filtrations: Any) -> None:
+    for n in bench.sizes([100, 400], tiny=[8]):
+        points = torch.rand(n, 2, dtype=torch.float64, generator=bench.generator(), device=bench.device)
+        function = torch.rand(n, dtype=torch.float64, generator=bench.generator(1), device=bench.device)
+        data, values = points.cpu().numpy(), function.cpu().numpy()
+
+        def theirs() -> Any:
+            tree = filtrations.RipsLowerstar(points=data, function=values)
+            return multipers.signed_measure(tree, degree=0, invariant="hilbert", n_jobs=1)
+
+        def step(make: Any, *given: Tensor) -> SignedMeasure:
+            leaves = [x.clone().requires_grad_() for x in given]
+            measure = make(*leaves)
+            integral(measure).backward()
+            return measure
+
+        bench.compare(
+            "function-Rips, degree 0",
+            {
+                OURS: lambda: rips_signed_measure(points, function),
+                GRADIENT: lambda: step(rips_signed_measure, points, function),
+                "multipers": theirs if multipers else None,
+            },
+            size=n,
+            quality=quality,
+        )
+        bench.compare(
+            "degree-Rips, degree 0",
+            {GRADIENT: lambda: step(degree_rips_signed_measure, points)},
+            size=n,
+            quality=quality,
+        )
+
+
+def compare_distances(bench: Any) -> None:
+    for n in bench.sizes([16, 64], tiny=[4]):
+        first, second = (
+            image_signed_measure(image(bench, n, smooth=smooth), levels=LEVELS // 5) for smooth in (False, True)
+        )
+
+        def number(value: Tensor) -> dict[str, float]:
+            return {"distance": float(value)}
+
+        bench.compare("transport", {OURS: lambda: signed_transport_distance(first, second)}, size=n, quality=number)
+        bench.compare("sliced transport", {OURS: lambda: signed_sliced_distance(first, second)}, size=n, quality=number)
+
+
+if __name__ == "__main__":
+    from harness import main
+
+    sys.exit(main(files=[__file__]))
