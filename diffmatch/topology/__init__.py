@@ -19,6 +19,7 @@ from diffmatch.topology.losses_points import connectivity_loss, topological_auto
 from diffmatch.topology.lower_star import graph_persistence, mesh_persistence
 from diffmatch.topology.modules import PersistenceImage, PersistenceLandscape, PersistenceSilhouette
 from diffmatch.topology.rips import rips_persistence
+from diffmatch.topology.surgery import TopologyChange, change_topology
 
 __all__ = [
     "Diagram",
@@ -27,12 +28,14 @@ __all__ = [
     "PersistenceLandscape",
     "PersistenceSilhouette",
     "TopologyCertificate",
+    "TopologyChange",
     "alpha_persistence",
     "betti_loss",
     "betti_numbers",
     "blurred_gradient",
     "bottleneck_distance",
     "certify_topology",
+    "change_topology",
     "connectivity_loss",
     "critical_set_gradient",
     "cubical_persistence",

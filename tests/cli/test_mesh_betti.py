@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def fitted(target, *words):
-    command = ["mesh", f"fields_for_betti:{target}", "-o", "out.ply", "--resolution", "16", "--steps", "10"]
+    command = ["mesh", f"fields_for_betti:{target}", "-o", "out.ply", "--resolution", "12", "--steps", "6"]
     return main([*command, "--device", "cpu", *words])
 
 
