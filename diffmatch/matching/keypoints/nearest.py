@@ -16,7 +16,7 @@ from diffmatch.matching.keypoints.row_kernels import column_maxima
 __all__ = ["Nearest", "match_nearest", "nearest_descriptors", "one_to_one"]
 
 _CHUNK = 1 << 24  # similarities held at a time
-_CPU_CHUNK = 1 << 20  # on the CPU, where they should stay in its caches
+_CPU_ROWS = 256  # at most, on the CPU, where they should stay near its caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,9 @@ def nearest_descriptors(a: Keypoints, b: Keypoints, *, k: int) -> Nearest:
     best = torch.full((b.count,), -torch.inf, dtype=right.dtype, device=right.device)
     back = torch.zeros(b.count, dtype=torch.int64, device=right.device)
     indices, values = [], []
-    chunk = _CPU_CHUNK if right.device.type == "cpu" else _CHUNK
-    step = max(1, chunk // max(1, b.count))
+    step = max(1, _CHUNK // max(1, b.count))
+    if right.device.type == "cpu":
+        step = min(step, _CPU_ROWS)
     for start in range(0, a.count, step):
         similar = left[start : start + step] @ right.T
         if right is not b.descriptors:

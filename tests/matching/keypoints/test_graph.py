@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from diffmatch.errors import InputError
 from diffmatch.matching.keypoints import Keypoints, adaptive_graph, keypoint_graph
 from diffmatch.matching.keypoints.graph import components, radius_pairs
+from diffmatch.matching.keypoints.row_kernels import row_products
 
 
 def keypoints(n, seed=0, *, density=0.02, d=8):
@@ -74,10 +75,21 @@ def test_the_graph_is_that_of_the_definition(n, seed, radius, percentile, min_si
     assert as_sets(found) == (edges, kept)
 
 
-def test_a_larger_graph_is_that_of_the_definition():
-    k = keypoints(600, 5)
-    edges, kept, _ = by_definition(k, radius=15.0, percentile=60.0, min_size=6)
-    assert as_sets(adaptive_graph(k, radius=15.0, percentile=60.0, min_size=6)) == (edges, kept)
+@pytest.mark.parametrize(("n", "percentile"), [(600, 60.0), (2000, 30.0)])
+def test_a_larger_graph_is_that_of_the_definition(n, percentile):
+    k = keypoints(n, 5)
+    settings = {"radius": 15.0, "percentile": percentile, "min_size": 6}
+    edges, kept, _ = by_definition(k, **settings)
+    assert as_sets(adaptive_graph(k, **settings)) == (edges, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_products_are_those_of_tensors(dtype, generator):
+    rows = torch.randn(50, 13, generator=generator, dtype=dtype)
+    first, second = torch.randint(50, (2, 200), generator=generator)
+    products = torch.from_numpy(row_products(rows.numpy(), first.numpy(), second.numpy()))
+    assert products.dtype == dtype
+    torch.testing.assert_close(products, (rows[first] * rows[second]).sum(1))
 
 
 def test_the_sampled_threshold_is_within_a_fifth_of_a_percentile(generator):
