@@ -99,6 +99,7 @@ def test_what_was_not_given_is_left_to_the_fit(fit, out):
         "optimizer": None,
         "attributes": True,
         "level": None,
+        "edit_field": None,
     }
 
 
