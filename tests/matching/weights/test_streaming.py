@@ -173,6 +173,15 @@ def test_one_file_from_shards_remembers_what_is_tied(folders, tmp_path):
     assert same_bits(in_memory(states, spec)[0], found)
 
 
+@pytest.fixture
+def one_thread():
+    """A forked process has none of the threads that torch computes with, and would wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def killed(job, event: str, count: int) -> int:
     """Run something in a process that ends, as if killed, at the n-th renaming of a file whose name holds a word."""
     child = os.fork()
@@ -196,6 +205,7 @@ def killed(job, event: str, count: int) -> int:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills")
 @pytest.mark.parametrize(("event", "count"), [("state", 1), ("state", 4), ("x-1", 1), ("x-2", 1), ("config", 1)])
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_merge_goes_on_to_the_same_bits(folders, tmp_path, monkeypatch, event, count):
     model, spec, _, paths = folders
     monkeypatch.setattr(file_merge, "SAVE_SECONDS", 0.0)
