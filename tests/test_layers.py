@@ -12,12 +12,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "diffmatch"
 
 # What each part may import from; "diffmatch" is the package's own __init__, with the version and the first names.
-BOTTOM = {"errors", "ops", "data", "io"}
+BOTTOM = {"errors", "named", "ops", "data", "io"}
 FITTING = {"interrupts", "snapshots", "history", "evaluation", "checkpoints", "fitting"}
 SOLVERS = BOTTOM | {"autodiff", "optim"} | FITTING
 LAYERS = {
     "errors": set(),
     "data": {"errors"},
+    "named": {"errors"},
     "ops": {"errors", "data"},
     "io": {"errors", "ops", "data"},
     "autodiff": {"errors", "ops"},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffmatch.cli.objects import call_named, named_object
+from diffmatch.cli.objects import call_named
 
 if TYPE_CHECKING:
     import torch
@@ -154,8 +154,9 @@ def _loss(text: str) -> Any:
     from torch.nn import functional
 
     from diffmatch.errors import InputError
+    from diffmatch.named import named_object
 
-    found = named_object("loss", text) if ":" in text else getattr(functional, text, None)
+    found = named_object(text, argument="loss") if ":" in text else getattr(functional, text, None)
     if not callable(found):
         raise InputError("loss", "a name in torch.nn.functional, or module:function", repr(text))
     return found

@@ -1,12 +1,9 @@
 """From what a user has to a target."""
 
-import contextlib
-import importlib
 import inspect
 import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from diffmatch.meshing.targets.points import PointTarget
 from diffmatch.meshing.targets.target import Target
 from diffmatch.meshing.targets.volume import VolumeTarget
 from diffmatch.meshing.volumes import Volume, holds_volume, read_volume
+from diffmatch.named import named_object
 
 __all__ = ["load_target"]
 
@@ -95,18 +93,7 @@ def _field_target(field: Any, bounds: Any) -> FieldTarget:
 
 
 def _named_field(text: str) -> Any:
-    module_name, name = text.split(":")
-    found: Any
-    try:
-        with _current_folder_importable():
-            found = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # user code may raise anything while it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError("target", "a module that can be imported", f"{module_name!r} ({reason})") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise InputError("target", f"a name in module {module_name!r}", repr(name))
-        found = getattr(found, part)
+    found = named_object(text, argument="target")
     if inspect.isclass(found) or _takes_nothing(found):
         try:
             found = found()
@@ -127,14 +114,3 @@ def _takes_nothing(function: Any) -> bool:
     parameters = inspect.signature(function).parameters.values()
     needed = [p for p in parameters if p.kind is p.VAR_POSITIONAL or (p.default is p.empty and p.kind in POSITIONAL)]
     return not needed
-
-
-@contextlib.contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()  # the module may have been written a moment ago
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
