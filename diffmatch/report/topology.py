@@ -142,7 +142,7 @@ def add_certificate(report: Report, topology: Mapping[str, Any]) -> None:
         report: what to add to.
         topology: as the command line writes it beside a mesh.
     """
-    report.add_section("Topology")
+    report.add_section("Certificate of the topology")
     if topology["agree"]:
         report.add_text("The mesh agrees with the field it was made of.")
     else:
