@@ -23,11 +23,20 @@ def ordered_keys(values: Tensor) -> npt.NDArray[np.signedinteger]:
         values: any shape, without NaN; zeros of both signs are equal.
     """
     wide = values.detach() if values.dtype == torch.float64 else values.detach().float()
-    flat = (wide.reshape(-1) + 0.0).numpy()  # -0.0 + 0.0 is 0.0
-    # The bits of a positive number already are in order; those of a negative one run backwards.
+    flat = wide.reshape(-1).numpy()
     bits: npt.NDArray[np.signedinteger] = flat.view(np.int64 if flat.dtype == np.float64 else np.int32)
-    negative = bits >> (8 * bits.itemsize - 1)  # all bits set, or none
-    return bits ^ (negative & np.iinfo(bits.dtype).max)
+    keys = np.empty_like(bits)
+    _order_bits(bits, keys)
+    return keys
+
+
+@njit(cache=True, nogil=True)
+@typing.no_type_check
+def _order_bits(bits, keys):
+    """The bits of positive numbers are in order; those of negative ones run backwards, from -0.0, which is to be 0."""
+    lowest = np.iinfo(bits.dtype).min
+    for i in range(len(bits)):
+        keys[i] = bits[i] if bits[i] >= 0 else lowest - bits[i]
 
 
 def argsort(keys: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.int32]:

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmatch.errors import InputError
+from diffmatch.topology.bar_kernels import bars
 from diffmatch.topology.diagram import Diagram, Persistence
-from diffmatch.topology.radix import argsort, ordered_keys
 
 __all__ = ["VertexPairs", "check_degrees", "diagrams", "filtration_values", "vertex_pairs"]
 
@@ -87,23 +88,47 @@ def vertex_pairs(
     """
     first, last, unending = births.long(), deaths.long(), essential.long()
     wide = ascending if ascending.dtype == torch.float64 else ascending.float()
-    length = wide[last] - wide[first]  # a birth is infinite only if its death is; NaN then, and not kept
-    unending = torch.cat((unending, first[length.isposinf()]))
+    if wide.device.type == "cpu":
+        kept = bars(wide.numpy(), first.numpy(), last.numpy(), min_persistence)
+        first, last, endless = (torch.from_numpy(part) for part in kept)
+    else:
+        first, last, endless = _bars(wide, first, last, min_persistence)
+    unending = torch.cat((unending, endless))
     unending = unending[wide[unending].isfinite()].sort().values
+    return VertexPairs(degree, first, last, unending[wide[unending].argsort(stable=True)])
+
+
+def _bars(
+    values: Float[Tensor, " n"], births: Int[Tensor, " p"], deaths: Int[Tensor, " p"], min_persistence: float
+) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"], Int[Tensor, " e"]]:
+    """:func:`diffmatch.topology.bar_kernels.bars` by tensor operations, on any device."""
+    length = values[deaths] - values[births]  # a birth is infinite only if its death is; NaN then, and not kept
+    endless = births[length.isposinf()]
     kept = (length > min_persistence) & length.isfinite()
-    first, last, length = first[kept], last[kept], length[kept]
-    order = _order(last)
-    order = order[_order(first[order])]
-    order = order[_order(-length[order])]
-    return VertexPairs(degree, first[order], last[order], unending[_order(wide[unending])])
+    births, deaths, length = births[kept], deaths[kept], length[kept]
+    order = deaths.argsort(stable=True)
+    order = order[births[order].argsort(stable=True)]
+    order = order[length[order].argsort(stable=True, descending=True)]
+    return births[order], deaths[order], endless
 
 
-def _order(values: Tensor) -> Int[Tensor, " n"]:
-    """Stable ascending order; on the CPU by radix sort, which is several times faster."""
-    if values.device.type != "cpu":
-        return values.argsort(stable=True)
-    keys = ordered_keys(values) if values.is_floating_point() else values.numpy()
-    return torch.from_numpy(argsort(keys)).long()
+class _Read(torch.autograd.Function):
+    """``values[index]``, by the faster kernel of either direction: on the CPU, half the time of ``gather``."""
+
+    @staticmethod
+    def forward(values: Tensor, index: Tensor) -> Tensor:
+        return values.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        values, index = inputs
+        ctx.save_for_backward(index)
+        ctx.n_values = len(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.n_values).scatter_add(0, index, grad), None
 
 
 def diagrams(
@@ -122,7 +147,7 @@ def diagrams(
     if not parts:
         return [Persistence((), superlevel) for _ in pairs]
     index = torch.cat([part + offset for part, offset in zip(parts, offsets, strict=True)])
-    ends = iter(values.reshape(-1).gather(0, index).split([len(part) for part in parts]))
+    ends = iter(_Read.apply(values.reshape(-1), index).split([len(part) for part in parts]))
     cells = iter(parts)
 
     def diagram(degree: int) -> Diagram:

@@ -164,7 +164,9 @@ def _sweep(
             degrees=[top - degree if top_cells else degree for degree in degrees],
         )
         ends = {degree: torch.from_numpy(pairs).unbind(1) for degree, pairs in found.items()}
-        return _bars(values, degrees, ends, top_cells, min_persistence)
+        flat = keys.reshape(-1)
+        lowest = len(flat) - 1 - flat[::-1].argmin() if top_cells else flat.argmin()
+        return _bars(values, degrees, ends, int(lowest), top_cells, min_persistence)
 
     workers = min(torch.get_num_threads(), len(ascending))
     if workers < 2:
@@ -183,27 +185,42 @@ def _parallel(
         item, *ends = parallel_pairs(-ascending if top_cells else ascending, degree=degree, outside_low=top_cells)
         found[degree] = [[end[item == i] for end in ends] for i in range(len(ascending))]
     return [
-        _bars(values, degrees, {degree: found[degree][i] for degree in found}, top_cells, min_persistence)
+        _bars(
+            values,
+            degrees,
+            {degree: found[degree][i] for degree in found},
+            _lowest(values, last=top_cells),
+            top_cells,
+            min_persistence,
+        )
         for i, values in enumerate(ascending)
     ]
+
+
+def _lowest(ascending: Tensor, *, last: bool) -> int:
+    """The first or the last pixel of the lowest value."""
+    flat = ascending.reshape(-1)
+    lowest = (flat == flat.min()).nonzero()
+    return int(lowest[-1 if last else 0])
 
 
 def _bars(
     ascending: Tensor,
     degrees: tuple[int, ...],
     ends: Mapping[int, Sequence[Tensor]],
+    lowest: int,
     top_cells: bool,
     min_persistence: float,
 ) -> list[VertexPairs]:
     """The bars of one field from its pairs (lower end, upper end) by degree.
 
+    The class that never dies begins at `lowest`, the pixel that the pairing takes for the lowest of equal ones.
+
     The T-construction goes through duality: its bars [b, d) of degree k are the bars [-d, -b) of degree
     (number of axes - 1 - k) of the V-construction on the negated field with an outside that is below all pixels.
     """
     flat, top = ascending.reshape(-1), ascending.ndim - 1
-    lowest = (flat == flat.min()).nonzero().squeeze(1)
-    # The class that never dies, at the pixel that the pairing takes for the lowest of equal ones.
-    essential = lowest[-1:] if top_cells else lowest[:1]
+    essential = torch.tensor([lowest], device=flat.device)
     bars = []
     for degree in degrees:
         births, deaths = reversed(ends[top - degree]) if top_cells else ends[degree]
