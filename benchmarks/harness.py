@@ -12,28 +12,24 @@ import gc
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import logging
-import math
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
+from results import installed, render, seconds, section, write_results
 
 T = TypeVar("T")
 
 logger = logging.getLogger("benchmarks")
 
 HERE = Path(__file__).resolve().parent
-OURS = "diffmatch"
 MIN_ROUNDS = 5
 MAX_ROUNDS = 200
 
@@ -127,7 +123,7 @@ class Bench:
             rows.append(
                 Row(self.name, task, name, str(size), median, iqr, len(times[name]), memory[name], reached[name])
             )
-            logger.info("%s %s %s: %s %s +- %s", self.name, task, size, name, _seconds(median), _seconds(iqr))
+            logger.info("%s %s %s: %s %s +- %s", self.name, task, size, name, seconds(median), seconds(iqr))
         self.rows += rows
         return rows
 
@@ -194,21 +190,6 @@ def median_and_iqr(values: Sequence[float]) -> tuple[float, float]:
     return middle, high - low
 
 
-def metadata(device: torch.device) -> dict[str, Any]:
-    """Where and with what the numbers were measured."""
-    distributions = ["diffmatch-torch", "torch", "numpy", "scipy", "numba"]
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "versions": {name: version for name in distributions if (version := _installed(name))},
-    }
-
-
 def load(path: Path) -> ModuleType:
     """Import a benchmark file under its own name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -228,41 +209,6 @@ def run_file(path: Path, *, device: torch.device, tiny: bool = False, seconds: f
     return bench
 
 
-def render(benches: Sequence[Bench], facts: Mapping[str, Any]) -> str:
-    """The Markdown page of the results: one table a benchmark, ours first, slower or faster as it came out."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    lines = [
-        "# Benchmark results",
-        "",
-        f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, {facts['torch_threads']} torch threads, "
-        f"device {facts['device']}, Python {facts['python']}, {versions}.",
-        "",
-        "Median and interquartile range of alternating rounds in one process, after warm-up. "
-        f"`ratio` is the contender's median over that of {OURS}: above 1, {OURS} is faster. "
-        "Memory is the peak on top of what was held before the call.",
-    ]
-    for bench in benches:
-        lines += ["", f"## {bench.name}", "", bench.title, "", *_table(bench.rows)]
-        if bench.versions:
-            lines += ["", "Peers: " + ", ".join(f"{name} {version}" for name, version in bench.versions.items()) + "."]
-        if bench.skipped:
-            lines += ["", "Not installed, skipped: " + ", ".join(bench.skipped) + "."]
-    return "\n".join(lines) + "\n"
-
-
-def write_results(benches: Sequence[Bench], folder: Path, *, device: torch.device) -> None:
-    """Write ``results.md`` and ``results.json`` into a folder."""
-    facts = metadata(device)
-    document = {
-        "metadata": facts,
-        "peers": {bench.name: {"versions": bench.versions, "skipped": bench.skipped} for bench in benches},
-        "rows": [asdict(row) for bench in benches for row in bench.rows],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "results.json", json.dumps(document, indent=1) + "\n")
-    _write(folder / "results.md", render(benches, facts))
-
-
 def main(arguments: Sequence[str] | None = None, *, files: Sequence[str | Path] | None = None) -> int:
     """Run the benchmarks and write the results; a benchmark file calls it with ``files=[__file__]`` to run alone."""
     parser = argparse.ArgumentParser(description="Run the benchmarks, write results.md and results.json.")
@@ -277,35 +223,15 @@ def main(arguments: Sequence[str] | None = None, *, files: Sequence[str | Path] 
     if unknown := set(options.subjects) - {path.stem.removeprefix("bench_") for path in paths}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     chosen = [path for path in paths if not options.subjects or path.stem.removeprefix("bench_") in options.subjects]
-    benches = [run_file(path, device=options.device, tiny=options.tiny, seconds=options.seconds) for path in chosen]
-    if options.out:
-        write_results(benches, options.out, device=options.device)
-    else:
-        sys.stdout.write(render(benches, metadata(options.device)))
+    measured = {}
+    for path in chosen:
+        bench = run_file(path, device=options.device, tiny=options.tiny, seconds=options.seconds)
+        measured[bench.name] = section(bench)
+        if options.out:
+            write_results([bench], options.out)
+    if not options.out:
+        sys.stdout.write(render(measured))
     return 0
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    """Markdown lines of one benchmark's table."""
-    ours = {(row.task, row.size): row.median for row in rows if row.contender == OURS}
-    qualities = list(dict.fromkeys(key for row in rows for key in row.quality))
-    head = ["task", "size", "contender", "median", "IQR", "rounds", "ratio", "memory", *qualities]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in rows:
-        base = ours.get((row.task, row.size))
-        cells = [
-            row.task,
-            row.size,
-            row.contender,
-            _seconds(row.median),
-            _seconds(row.iqr),
-            str(row.rounds),
-            f"{row.median / base:.3g}" if base else "",
-            _bytes(row.peak_memory),
-            *(f"{row.quality[key]:.6g}" if key in row.quality else "" for key in qualities),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
 
 
 @contextlib.contextmanager
@@ -340,39 +266,5 @@ def _return_free_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def _version(name: str, module: ModuleType) -> str:
-    return str(getattr(module, "__version__", None) or _installed(name.split(".")[0]) or "of unknown version")
-
-
-def _installed(distribution: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(distribution)
-    return None
-
-
-def _seconds(value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value * 1e9:.3g} ns"
-
-
-def _bytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**20:.1f} MiB"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write to a temporary name and rename, so that a reader never sees half a file."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    return str(getattr(module, "__version__", None) or installed(name.split(".")[0]) or "of unknown version")

@@ -88,16 +88,27 @@ def test_results_are_written(harness, tmp_path):
     bench = harness.Bench("sorting", "Sorts.", tiny=True)
     bench.compare("sort", {"diffmatch": lambda: 1, "peer": lambda: 2}, size=10, quality=lambda r: {"error": r})
     bench.peer("no_such_peer")
-    harness.write_results([bench], tmp_path, device=CPU)
+    harness.write_results([bench], tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "## sorting\n\nSorts.\n" in page
-    assert "| sort | 10 | peer |" in page
+    assert "### sort\n\n| size | contender |" in page
+    assert "| 10 | peer |" in page
     assert "skipped: no_such_peer" in page
-    document = json.loads((tmp_path / "results.json").read_text())
-    assert [row["quality"] for row in document["rows"]] == [{"error": 1}, {"error": 2}]
-    assert document["metadata"]["versions"]["torch"] == torch.__version__
-    assert document["peers"]["sorting"]["skipped"] == ["no_such_peer"]
+    found = json.loads((tmp_path / "results.json").read_text())["sorting"]
+    assert [row["quality"] for row in found["rows"]] == [{"error": 1}, {"error": 2}]
+    assert found["measured"]["versions"]["torch"] == torch.__version__
+    assert found["skipped"] == ["no_such_peer"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
+
+
+def test_results_of_other_subjects_stay(harness, tmp_path):
+    for name, times in (("b", 1), ("a", 1), ("b", 2)):
+        bench = harness.Bench(name, tiny=True)
+        for n in range(times):
+            bench.compare("t", {"diffmatch": lambda: 0}, size=n)
+        harness.write_results([bench], tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [(name, len(section["rows"])) for name, section in found.items()] == [("a", 1), ("b", 2)]
 
 
 def test_unknown_subject_is_refused(harness, capsys):
