@@ -1,9 +1,9 @@
 """Signed measures of two parameters, with gradients, against the peer's forward pass.
 
-Images with two channels on a grid of 50 levels an axis, of noise and of smoothed noise, and clouds of uniform points
-with a function on all levels. Values stand on levels from the start, since the peer rounds to the nearest level and we
-to the next. The number of points and the sum of absolute weights stand beside each time, and are the same where both
-found the same measure.
+Images with two channels on a grid of 50 levels an axis, of noise and of smoothed noise, clouds of uniform points with a
+function on all levels, and rank invariants of noise. Values stand on levels from the start, since the peer rounds to
+the nearest level and we to the next. The number of points and the sum of absolute weights stand beside each time, and
+are the same where both found the same measure.
 """
 
 import sys
@@ -16,8 +16,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from diffmatch.topology.multiparameter import (
+    RankInvariant,
     SignedMeasure,
     degree_rips_signed_measure,
+    image_rank_invariant,
     image_signed_measure,
     rips_signed_measure,
     signed_sliced_distance,
@@ -30,13 +32,15 @@ LEVELS = 50
 
 
 def run(bench: Any) -> None:
-    """Images, clouds, distances."""
+    """Images, clouds, ranks, distances."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peer, about its own optional packages
         multipers = bench.peer("multipers")
         filtrations = bench.peer("multipers.filtrations") if multipers else None
     compare_images(bench, multipers, filtrations)
     compare_clouds(bench, multipers, filtrations)
+    compare_loops(bench, multipers, filtrations)
+    compare_ranks(bench, multipers, filtrations)
     compare_distances(bench)
 
 
@@ -61,7 +65,8 @@ def integral(measure: SignedMeasure) -> Tensor:
 
 
 def quality(found: Any) -> dict[str, float]:
-    weights = found.weights.cpu().numpy() if isinstance(found, SignedMeasure) else np.asarray(found[0][1])
+    ours = isinstance(found, SignedMeasure | RankInvariant)
+    weights = found.weights.cpu().numpy() if ours else np.asarray(found[0][1])
     return {"points": len(weights), "total variation": float(np.abs(weights).sum())}
 
 
@@ -127,6 +132,66 @@ def compare_clouds(bench: Any, multipers: Any, filtrations: Any) -> None:
         bench.compare(
             "degree-Rips, degree 0",
             {GRADIENT: lambda: step(degree_rips_signed_measure, points)},
+            size=n,
+            quality=quality,
+        )
+
+
+def compare_loops(bench: Any, multipers: Any, filtrations: Any) -> None:
+    """The triangles that the peer needs are made within the clock."""
+    for n in bench.sizes([50, 100, 400], tiny=[8]):
+        points = torch.rand(n, 2, dtype=torch.float64, generator=bench.generator(), device=bench.device)
+        function = torch.rand(n, dtype=torch.float64, generator=bench.generator(1), device=bench.device)
+        data, values = points.cpu().numpy(), function.cpu().numpy()
+
+        def theirs() -> Any:
+            tree = filtrations.RipsLowerstar(points=data, function=values, threshold_radius=2.0)
+            tree.expansion(2)
+            return multipers.signed_measure(tree, degree=1, invariant="hilbert", n_jobs=1)
+
+        def step() -> SignedMeasure:
+            leaves = points.clone().requires_grad_(), function.clone().requires_grad_()
+            measure = rips_signed_measure(*leaves, degree=1)
+            integral(measure).backward()
+            return measure
+
+        bench.compare(
+            "function-Rips, degree 1",
+            {
+                OURS: lambda: rips_signed_measure(points, function, degree=1),
+                GRADIENT: step,
+                "multipers": theirs if multipers and n <= 100 else None,
+            },
+            size=n,
+            quality=quality,
+        )
+
+
+def compare_ranks(bench: Any, multipers: Any, filtrations: Any) -> None:
+    for n, levels in bench.sizes([(16, 10), (64, 10), (128, 50)], tiny=[(6, 4)]):
+        field = image(bench, n, smooth=False)
+        field = (field * (levels - 1)).round() / (levels - 1)
+        data = np.ascontiguousarray(field.permute(1, 2, 0).cpu().numpy())
+        grid = [np.arange(levels) / (levels - 1)] * 2
+
+        def theirs() -> Any:
+            complex_ = filtrations.Cubical(data)
+            return multipers.signed_measure(complex_, degree=0, invariant="rank", grid=grid, n_jobs=1)
+
+        def step() -> RankInvariant:
+            leaf = field.clone().requires_grad_()
+            rank = image_rank_invariant(leaf, levels=own_levels(leaf))
+            rank.integrate(lambda birth, death: (birth * death.clamp_max(2)).sum(1)).backward()
+            return rank
+
+        given = (torch.from_numpy(grid[0]).to(field),) * 2
+        bench.compare(
+            f"rank invariant, {levels} levels",
+            {
+                OURS: lambda: image_rank_invariant(field, levels=given),
+                GRADIENT: step,
+                "multipers": theirs if multipers and levels <= 10 else None,
+            },
             size=n,
             quality=quality,
         )

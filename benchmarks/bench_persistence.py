@@ -30,7 +30,7 @@ def make(shape: tuple[int, ...], smooth: bool, generator: torch.Generator) -> Te
 
 
 def run(bench: Any) -> None:
-    """Images, volumes, then a batch."""
+    """Images, volumes, rings, then a batch."""
     cripser, gudhi = bench.peer("cripser"), bench.peer("gudhi")
     images = bench.sizes([(512, 512), (1024, 1024)], tiny=[(9, 8)])
     volumes = bench.sizes([(64, 64, 64), (128, 128, 128)], tiny=[(6, 5, 4)])
@@ -44,6 +44,8 @@ def run(bench: Any) -> None:
                 cripser,
                 gudhi if max(shape) < 100 or len(shape) == 2 else None,
             )
+    for shape in bench.sizes([(256, 256), (32, 32, 32)], tiny=[(5, 4), (3, 2, 4)]):
+        compare_rings(bench, make(shape, False, bench.generator()), gudhi)
     for shape in bench.sizes([(16, 256, 256)], tiny=[(3, 9, 8)]):
         compare_batch(bench, torch.stack([make(shape[1:], True, bench.generator(i)).detach() for i in range(shape[0])]))
 
@@ -77,6 +79,28 @@ def compare(bench: Any, field: Tensor, kind: str, cripser: Any, gudhi: Any) -> N
             "CubicalRipser": by_cripser if cripser else None,
             "gudhi, values only": by_gudhi if gudhi else None,
         },
+        size="x".join(map(str, field.shape)),
+        quality=lambda result: {"bars": result[0], "total persistence": result[1]},
+    )
+
+
+def compare_rings(bench: Any, field: Tensor, gudhi: Any) -> None:
+    """All axes closed to rings."""
+    array, rings = field.detach().numpy(), [True] * field.ndim
+
+    def ours() -> Result:
+        return step([cubical_persistence(field, periodic=True)], field)
+
+    def by_gudhi() -> Result:
+        complex_ = gudhi.PeriodicCubicalComplex(vertices=array, periodic_dimensions=rings)
+        complex_.compute_persistence()
+        bars = np.concatenate([complex_.persistence_intervals_in_dimension(k) for k in range(field.ndim)])
+        bars = bars[np.isfinite(bars).all(axis=1)]
+        return len(bars), float((bars[:, 1] - bars[:, 0]).sum()), None
+
+    bench.compare(
+        "periodic, noise",
+        {OURS: ours, "gudhi, values only": by_gudhi if gudhi else None},
         size="x".join(map(str, field.shape)),
         quality=lambda result: {"bars": result[0], "total persistence": result[1]},
     )

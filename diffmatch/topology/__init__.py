@@ -18,7 +18,7 @@ from diffmatch.topology.losses import betti_loss, total_persistence
 from diffmatch.topology.losses_points import connectivity_loss, topological_autoencoder_loss
 from diffmatch.topology.lower_star import graph_persistence, mesh_persistence
 from diffmatch.topology.modules import PersistenceImage, PersistenceLandscape, PersistenceSilhouette
-from diffmatch.topology.rips import rips_persistence
+from diffmatch.topology.rips import rips_persistence, rips_persistence_batch
 from diffmatch.topology.surgery import TopologyChange, change_topology
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "persistence_landscape",
     "persistence_silhouette",
     "rips_persistence",
+    "rips_persistence_batch",
     "sliced_wasserstein_distance",
     "topological_autoencoder_loss",
     "total_persistence",

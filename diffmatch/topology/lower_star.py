@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numba import njit
 from torch import Tensor
 
-from diffmatch.errors import InputError, check_floating, check_positive, check_shape
+from diffmatch.errors import InputError, check_floating, check_positive, check_same_device, check_shape
 from diffmatch.topology.diagram import Persistence
 from diffmatch.topology.radix import argsort, ordered_keys
 from diffmatch.topology.vertex_pairs import check_degrees, diagrams, filtration_values, vertex_pairs
@@ -26,33 +26,45 @@ def graph_persistence(
     values: Float[Tensor, " n"],
     edges: Int[Tensor, "e 2"],
     *,
+    edge_values: Float[Tensor, " e"] | None = None,
     degrees: Sequence[int] | None = None,
     superlevel: bool = False,
     min_persistence: float = 0.0,
 ) -> Persistence:
-    """Persistent homology of a graph filtered by a function on its vertices (lower star).
+    """Persistent homology of a graph filtered by a function on its vertices (lower star), or on both kinds of cells.
 
-    An edge appears with the later of its ends. Components (degree 0) are born at vertices and end where they meet an
-    older one; each component of the graph has an essential class. Cycles (degree 1) never end: each is an essential
-    class, born with the edge that closes it. The pairing runs on the CPU.
+    An edge appears with the later of its ends, and, with ``edge_values``, not before its own value. Components
+    (degree 0) are born at vertices and end where they meet an older one; each component of the graph has an essential
+    class. Cycles (degree 1) never end: each is an essential class, born with the edge that closes it. The pairing runs
+    on the CPU.
 
     Args:
         values: one a vertex, shape (n,). +inf (-inf with `superlevel`) marks vertices that never appear.
         edges: pairs of vertices, shape (e, 2), each edge once and in any direction; an edge that is given twice, or
             from a vertex to itself, closes a cycle of its own.
+        edge_values: one an edge, shape (e,), of the dtype of ``values``; infinite ones mark edges that never appear.
         degrees: from 0 and 1; None for both.
         superlevel: filter from high values to low ones.
         min_persistence: bars of this length and shorter are left out.
+
+    Returns:
+        The diagrams. With ``edge_values``, indices from n on stand for edges: n + k for edge k.
 
     Raises:
         InputError: a shape, dtype or index is wrong, a value is NaN, or infinite on the side where the filtration
             begins; a degree is unknown.
     """
     check_shape("edges", edges, ("e", 2))
+    wanted, n = check_degrees(degrees, 1), len(values)
     ascending = _check(values, "edges", edges, superlevel, min_persistence)
+    if edge_values is not None:
+        own = _check_edge_values(edge_values, values, len(edges), superlevel)
+        values, ascending = torch.cat((values, edge_values)), torch.cat((ascending, own))
     order, rank = _ranks(ascending)
-    found = _graph_pairs(order, rank[edges.cpu().numpy()])[:2]
-    return _persistence(values, ascending, found, check_degrees(degrees, 1), superlevel, min_persistence)
+    ends = rank[edges.cpu().numpy()]
+    high = ends.max(axis=1) if edge_values is None else np.maximum(ends.max(axis=1), rank[n:])
+    found = _graph_pairs(order, ends, high, n)[:2]
+    return _persistence(values, ascending, found, wanted, superlevel, min_persistence)
 
 
 def mesh_persistence(
@@ -86,7 +98,7 @@ def mesh_persistence(
     wanted = check_degrees(degrees, 2)
     order, rank = _ranks(ascending)
     edges, triangles = _edges_and_triangles(rank[faces.cpu().numpy()])
-    components, loops, positive = _graph_pairs(order, edges)
+    components, loops, positive = _graph_pairs(order, edges, edges[:, 0], len(order))
     if wanted == (0,):
         return _persistence(values, ascending, [components], wanted, superlevel, min_persistence)
     partner, fillers = _reduce_triangles(triangles, positive)
@@ -111,6 +123,15 @@ def _check(values: Tensor, argument: str, cells: Tensor, superlevel: bool, min_p
     if lowest < 0 or highest >= len(values):
         raise InputError(argument, f"indices from 0 to {len(values) - 1}", f"{lowest} to {highest}")
     return filtration_values("values", values, superlevel=superlevel).cpu()
+
+
+def _check_edge_values(edge_values: Tensor, values: Tensor, n_edges: int, superlevel: bool) -> Tensor:
+    """The values by which the filtration of the edges goes, on the CPU."""
+    check_shape("edge_values", edge_values, (n_edges,))
+    check_same_device("edge_values", edge_values, values.device)
+    if edge_values.dtype != values.dtype:
+        raise InputError("edge_values", f"the dtype of the values, {values.dtype}", str(edge_values.dtype))
+    return filtration_values("edge_values", edge_values, superlevel=superlevel).cpu()
 
 
 def _edges_and_triangles(corners: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -139,13 +160,20 @@ def _ranks(ascending: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int
 
 
 def _graph_pairs(
-    order: npt.NDArray[np.int32], edges: npt.NDArray[np.int32]
+    order: npt.NDArray[np.int32], edges: npt.NDArray[np.int32], high: npt.NDArray[np.int32], n: int
 ) -> tuple[_Pairs, _Pairs, npt.NDArray[np.bool_]]:
-    """Bars of degree 0 and 1 of a graph whose edges are given by ranks, and which edges close a cycle."""
-    high = edges.max(axis=1)
-    by_age = argsort(high.astype(np.int32))
-    births, deaths, roots, positive = _join(len(order), np.ascontiguousarray(edges), by_age)
+    """Bars of degree 0 and 1 of a graph, and which edges close a cycle.
+
+    Args:
+        order: what values are read from, by age: vertices, from number n on edges.
+        edges: ranks of their ends, shape (e, 2).
+        high: rank of what each edge appears with, shape (e,).
+        n: number of vertices.
+    """
+    by_age = argsort(np.ascontiguousarray(high, np.int32))
+    births, deaths, roots, positive = _join(len(order), np.ascontiguousarray(edges), high, by_age)
     none = np.empty(0, np.int32)
+    roots = roots[order[roots] < n]
     return (order[births], order[deaths], order[roots]), (none, none, order[high[positive]]), positive
 
 
@@ -174,7 +202,7 @@ def _find(parent, at):
 
 @njit(cache=True, nogil=True)
 @typing.no_type_check
-def _join(n, edges, by_age):
+def _join(n, edges, high, by_age):
     """Elder rule on ranks: births and deaths of components, those that stay, and which edges close a cycle."""
     parent, positive = np.arange(n).astype(np.int32), np.zeros(len(edges), np.bool_)
     births, deaths, count = np.empty(n, np.int32), np.empty(n, np.int32), 0
@@ -183,7 +211,7 @@ def _join(n, edges, by_age):
         if a == b:
             positive[edge] = True
             continue
-        births[count], deaths[count] = max(a, b), max(edges[edge, 0], edges[edge, 1])
+        births[count], deaths[count] = max(a, b), high[edge]
         parent[max(a, b)] = min(a, b)
         count += 1
     roots = np.array([at for at in range(n) if parent[at] == at], np.int32)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from diffmatch.topology.diagram import Diagram, Persistence
 from diffmatch.topology.rips_general import general_pairs
 from diffmatch.topology.rips_kernels import merge_components, spanning_tree, sweep_edges
 
-__all__ = ["rips_persistence"]
+__all__ = ["rips_persistence", "rips_persistence_batch"]
 
 METRICS = ("euclidean", "precomputed")
 
@@ -66,19 +67,94 @@ def rips_persistence(
     References:
         The sources of :mod:`diffmatch.topology.rips_kernels`; Anai et al. 2020, "DTM-based filtrations".
     """
-    _check(points, metric, weights, vertex_values)
+    wanted = _check_options(degrees, metric, threshold, min_persistence)
+    cloud = _checked_cloud(points, metric, weights, vertex_values)
+    return cloud.persistence(_pairs(cloud, wanted, threshold), min_persistence)
+
+
+def rips_persistence_batch(
+    points: Float[Tensor, "b n d"],
+    *,
+    counts: Int[Tensor, " b"] | None = None,
+    degrees: Sequence[int] = (0, 1),
+    metric: str = "euclidean",
+    threshold: float | int | None = None,
+    weights: Float[Tensor, "b n"] | None = None,
+    vertex_values: Float[Tensor, "b n"] | None = None,
+    min_persistence: float | int = 0.0,
+) -> list[Persistence]:
+    """:func:`rips_persistence` of each cloud of a batch, paired in as many threads as torch is set to use.
+
+    Args:
+        points: shape (b, n, d), or (b, n, n) with ``metric="precomputed"``.
+        counts: number of points of each cloud, shape (b,), from 0 to n; None for n. What stands behind them does not
+            matter, NaN included.
+        degrees: as there.
+        metric: as there.
+        threshold: as there.
+        weights: as there, shape (b, n).
+        vertex_values: as there, shape (b, n).
+        min_persistence: as there.
+
+    Returns:
+        One result a cloud; indices count from the beginning of their own cloud.
+
+    Raises:
+        InputError: as there, or counts that do not fit.
+    """
+    wanted = _check_options(degrees, metric, threshold, min_persistence)
+    check_shape("points", points, ("b", "n", "d"))
+    b, n, _ = points.shape
+    sizes = _sizes(counts, b, n)
+
+    def part(argument: str, values: Tensor | None) -> list[Tensor | None]:
+        if values is None:
+            return [None] * b
+        check_shape(argument, values, (b, n))
+        return [row[:size] for row, size in zip(values.unbind(0), sizes, strict=True)]
+
+    own = [
+        item[:size, :size] if metric == "precomputed" else item[:size]
+        for item, size in zip(points.unbind(0), sizes, strict=True)
+    ]
+    rows = zip(own, part("weights", weights), part("vertex_values", vertex_values), strict=True)
+    clouds = [_checked_cloud(item, metric, u, v) for item, u, v in rows]
+
+    def pairs(cloud: "_Cloud") -> dict[int, "_Pairs"]:
+        return _pairs(cloud, wanted, threshold)
+
+    workers = min(torch.get_num_threads(), b)
+    if workers < 2:
+        found = [pairs(cloud) for cloud in clouds]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            found = list(pool.map(pairs, clouds))
+    return [cloud.persistence(of, min_persistence) for cloud, of in zip(clouds, found, strict=True)]
+
+
+def _sizes(counts: Tensor | None, b: int, n: int) -> list[int]:
+    """Numbers of points by cloud."""
+    if counts is None:
+        return [n] * b
+    check_shape("counts", counts, (b,))
+    sizes = [int(count) for count in counts.tolist()]
+    if counts.is_floating_point() or any(not 0 <= size <= n for size in sizes):
+        raise InputError("counts", f"integers from 0 to {n}", repr(counts.tolist()))
+    return sizes
+
+
+def _check_options(
+    degrees: Sequence[int], metric: str, threshold: float | int | None, min_persistence: float | int
+) -> tuple[int, ...]:
+    """Check what clouds of a batch share; the degrees, increasing and each once."""
+    check_choice("metric", metric, METRICS)
     wanted = tuple(sorted({int(k) for k in degrees}))
     if not wanted or wanted[0] < 0:
         raise InputError("degrees", "at least one degree, each >= 0", repr(degrees))
     if threshold is not None and math.isnan(threshold):
         raise InputError("threshold", "a number or None", repr(threshold))
     check_positive("min_persistence", min_persistence, allow_zero=True)
-    cloud = _Cloud(points, metric == "precomputed", weights, vertex_values)
-    return Persistence(
-        tuple(
-            cloud.diagram(degree, pairs, min_persistence) for degree, pairs in _pairs(cloud, wanted, threshold).items()
-        )
-    )
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -142,6 +218,10 @@ class _Cloud:
         values: np.ndarray = self.vertices(every).detach().double().cpu().numpy()
         return values
 
+    def persistence(self, found: dict[int, _Pairs], min_persistence: float | int) -> Persistence:
+        """The diagrams of critical simplices by degree."""
+        return Persistence(tuple(self.diagram(degree, pairs, min_persistence) for degree, pairs in found.items()))
+
     def diagram(self, degree: int, pairs: _Pairs, min_persistence: float | int) -> Diagram:
         """Values for critical simplices."""
         birth, death, essential = (
@@ -203,8 +283,8 @@ def _sorted_edges(values: np.ndarray, threshold: float) -> np.ndarray:
     return np.stack((i[order], j[order]), axis=1)
 
 
-def _check(points: Tensor, metric: str, weights: Tensor | None, vertex_values: Tensor | None) -> None:
-    check_choice("metric", metric, METRICS)
+def _checked_cloud(points: Tensor, metric: str, weights: Tensor | None, vertex_values: Tensor | None) -> _Cloud:
+    """One cloud, if all is well with it."""
     check_shape("points", points, ("n", "d"))
     check_floating("points", points)
     if metric == "precomputed":
@@ -218,6 +298,7 @@ def _check(points: Tensor, metric: str, weights: Tensor | None, vertex_values: T
             check_shape(name, values, (len(points),))
             check_floating(name, values)
             check_finite(name, values)
+    return _Cloud(points, metric == "precomputed", weights, vertex_values)
 
 
 def _check_distances(distances: Tensor) -> None:

@@ -1,8 +1,9 @@
 """Persistence of scalar fields on grids, differentiable in the field."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from diffmatch.errors import InputError, check_choice, check_floating, check_positive
 from diffmatch.topology.cubical.parallel import parallel_pairs
+from diffmatch.topology.cubical.periodic import periodic_pairs
 from diffmatch.topology.cubical.plane import plane_pairs
 from diffmatch.topology.cubical.volume import volume_pairs
 from diffmatch.topology.diagram import Persistence
@@ -34,6 +36,7 @@ def cubical_persistence(
     superlevel: bool = False,
     min_persistence: float = 0.0,
     pairing: Pairing = "sweep",
+    periodic: bool | Sequence[bool] = False,
 ) -> Persistence:
     """Persistent homology of an image or a volume, with births and deaths that are differentiable in its values.
 
@@ -63,6 +66,10 @@ def cubical_persistence(
         pairing: ``"sweep"`` runs compiled loops on the CPU; values on another device are copied there once and waited
             for. ``"parallel"`` finds the same pairs of degree 0 and of the top degree by tensor operations on the
             field's own device, waiting for it in every round; it is slow on the CPU, and has no degree 1 of volumes.
+        periodic: whether the last pixel of an axis is a neighbour of its first; for each axis, or one answer for all.
+            A ring has classes of its own that never end: a torus two loops. If all axes are rings there is one more
+            degree, the number of axes, whose one class is the whole grid. Such grids are paired cell by cell, which
+            takes several times as long; with the sweep only.
 
     Returns:
         The diagrams by degree.
@@ -70,11 +77,11 @@ def cubical_persistence(
     Raises:
         InputError: the shape or dtype is wrong, a value is NaN, or infinite on the side where the filtration begins; a
             degree, the construction or the pairing is unknown; `min_persistence` is negative; degree 1 of a volume
-            was asked for with the parallel pairing.
+            or rings were asked for with the parallel pairing.
     """
     batch = field[None] if isinstance(field, Tensor) else field
     _check("field", batch, "(nx, ny) or (nx, ny, nz)", construction, pairing, min_persistence)
-    return _persistence("field", batch, degrees, construction, superlevel, min_persistence, pairing)[0]
+    return _persistence("field", batch, degrees, construction, superlevel, min_persistence, pairing, periodic)[0]
 
 
 def cubical_persistence_batch(
@@ -85,6 +92,7 @@ def cubical_persistence_batch(
     superlevel: bool = False,
     min_persistence: float = 0.0,
     pairing: Pairing = "sweep",
+    periodic: bool | Sequence[bool] = False,
 ) -> list[Persistence]:
     """:func:`cubical_persistence` of each field of a batch, in as many threads as torch is set to use.
 
@@ -98,6 +106,7 @@ def cubical_persistence_batch(
         superlevel: as there.
         min_persistence: as there.
         pairing: as there; ``"parallel"`` takes the whole batch at once, without threads.
+        periodic: as there.
 
     Returns:
         One result a field.
@@ -106,7 +115,7 @@ def cubical_persistence_batch(
         InputError: as there.
     """
     _check("fields", fields, "(b, nx, ny) or (b, nx, ny, nz)", construction, pairing, min_persistence)
-    return _persistence("fields", fields, degrees, construction, superlevel, min_persistence, pairing)
+    return _persistence("fields", fields, degrees, construction, superlevel, min_persistence, pairing, periodic)
 
 
 def _check(argument: str, fields: Tensor, wanted: str, construction: str, pairing: str, min_persistence: float) -> None:
@@ -132,9 +141,11 @@ def _persistence(
     superlevel: bool,
     min_persistence: float,
     pairing: str,
+    periodic: bool | Sequence[bool],
 ) -> list[Persistence]:
     top = fields.ndim - 2
-    wanted = check_degrees(degrees, top)
+    rings = _rings(periodic, fields.ndim - 1, pairing)
+    wanted = check_degrees(degrees, top + 1 if all(rings) else top)
     if pairing == "parallel" and not set(wanted) <= {0, top}:
         raise InputError("degrees", f"0 and {top} with the parallel pairing", repr(wanted))
     ascending = filtration_values(argument, fields, superlevel=superlevel)
@@ -144,6 +155,9 @@ def _persistence(
         found = [[VertexPairs(degree, none, none, none) for degree in wanted] for _ in fields]
     elif pairing == "parallel":
         found = _parallel(ascending, wanted, top_cells, min_persistence)
+    elif any(rings):
+        bars = partial(_ring_bars, rings=rings, degrees=wanted, top_cells=top_cells, min_persistence=min_persistence)
+        found = _in_threads(bars, ascending.cpu())
     else:
         found = _sweep(ascending.cpu(), wanted, top_cells, min_persistence)
     return diagrams(fields.flatten(1), found, superlevel=superlevel)
@@ -168,11 +182,37 @@ def _sweep(
         lowest = len(flat) - 1 - flat[::-1].argmin() if top_cells else flat.argmin()
         return _bars(values, degrees, ends, int(lowest), top_cells, min_persistence)
 
-    workers = min(torch.get_num_threads(), len(ascending))
+    return _in_threads(pairs, ascending)
+
+
+def _in_threads(pairs: Callable[[Tensor], list[VertexPairs]], fields: Tensor) -> list[list[VertexPairs]]:
+    workers = min(torch.get_num_threads(), len(fields))
     if workers < 2:
-        return [pairs(values) for values in ascending]
+        return [pairs(values) for values in fields]
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(pairs, ascending))
+        return list(pool.map(pairs, fields))
+
+
+def _rings(periodic: bool | Sequence[bool], n_axes: int, pairing: str) -> tuple[bool, ...]:
+    """For each axis, whether it is a ring."""
+    rings = (periodic,) * n_axes if isinstance(periodic, bool) else tuple(periodic)
+    if len(rings) != n_axes or not all(isinstance(ring, bool) for ring in rings):
+        raise InputError("periodic", f"a bool, or {n_axes} of them, one an axis", repr(periodic))
+    if pairing == "parallel" and any(rings):
+        raise InputError("pairing", "'sweep' for periodic grids", repr(pairing))
+    return rings
+
+
+def _ring_bars(
+    ascending: Tensor, *, rings: Sequence[bool], degrees: tuple[int, ...], top_cells: bool, min_persistence: float
+) -> list[VertexPairs]:
+    """The bars of one field with periodic axes."""
+    flat, keys = ascending.reshape(-1), ordered_keys(ascending).reshape(ascending.shape)
+    found = periodic_pairs(keys, periodic=rings, top_cells=top_cells, degrees=degrees)
+    return [
+        vertex_pairs(degree, flat, *map(torch.from_numpy, pairs), min_persistence=min_persistence)
+        for degree, pairs in found.items()
+    ]
 
 
 def _parallel(

@@ -16,14 +16,18 @@ from diffmatch.topology.multiparameter.points import (
     delaunay_signed_measure,
     rips_signed_measure,
 )
+from diffmatch.topology.multiparameter.rank import RankInvariant, graph_rank_invariant, image_rank_invariant
 from diffmatch.topology.multiparameter.vectors import signed_convolution, sliced_vector
 
 __all__ = [
+    "RankInvariant",
     "SignedMeasure",
     "codensity",
     "degree_rips_signed_measure",
     "delaunay_signed_measure",
+    "graph_rank_invariant",
     "graph_signed_measure",
+    "image_rank_invariant",
     "image_signed_measure",
     "mesh_signed_measure",
     "multiparameter_landscape",

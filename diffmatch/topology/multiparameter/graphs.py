@@ -20,7 +20,7 @@ from diffmatch.topology.multiparameter.events import (
 from diffmatch.topology.multiparameter.images import check_degree
 from diffmatch.topology.multiparameter.measure import SignedMeasure, collect, from_codes
 
-__all__ = ["graph_signed_measure", "mesh_signed_measure"]
+__all__ = ["check_cells", "graph_signed_measure", "mesh_signed_measure"]
 
 
 def graph_signed_measure(
@@ -47,7 +47,7 @@ def graph_signed_measure(
     Raises:
         InputError: wrong shapes, dtypes or indices, NaN, -inf, an unknown degree, levels that do not increase.
     """
-    _check(values, "edges", edges, 2)
+    check_cells(values, "edges", edges, 2)
     check_degree(degree, 1)
     x, y = make_axes("values", values, levels)
     return _measure(x, y, edges.T, [edges], [], degree)
@@ -80,7 +80,7 @@ def mesh_signed_measure(
         InputError: wrong shapes, dtypes or indices, NaN, -inf, an unknown degree, levels that do not increase, faces
             that name a vertex twice or come twice.
     """
-    _check(values, "faces", faces, 3)
+    check_cells(values, "faces", faces, 3)
     check_degree(degree, 2)
     corners = faces.long().sort(dim=1).values
     flat = int((corners[:, 1:] == corners[:, :-1]).any(1).sum())
@@ -93,7 +93,12 @@ def mesh_signed_measure(
     return _measure(x, y, sides.T, [sides, corners], closed, degree)
 
 
-def _check(values: Tensor, argument: str, cells: Tensor, corners: int) -> None:
+def check_cells(values: Tensor, argument: str, cells: Tensor, corners: int) -> None:
+    """Check two functions on vertices, and cells given by the indices of their corners.
+
+    Raises:
+        InputError: wrong shapes, dtypes or indices.
+    """
     check_shape("values", values, (2, "n"))
     check_floating("values", values)
     check_shape(argument, cells, ("m", corners))

@@ -14,6 +14,7 @@ from diffmatch.topology.multiparameter.axes import Axis, value_axis
 from diffmatch.topology.multiparameter.events import Events, cell_events, graph_events, negated
 from diffmatch.topology.multiparameter.images import check_degree
 from diffmatch.topology.multiparameter.measure import SignedMeasure, collect, from_codes
+from diffmatch.topology.multiparameter.rips_loops import loop_events
 from diffmatch.topology.radix import argsort
 from diffmatch.topology.rips_kernels import spanning_tree
 
@@ -39,13 +40,21 @@ def codensity(points: Float[Tensor, "n d"], *, bandwidth: float | int) -> Float[
     return math.log(max(len(points), 1)) - (apart / (-2 * bandwidth**2)).logsumexp(1)
 
 
-def rips_signed_measure(points: Float[Tensor, "n d"], function: Float[Tensor, " n"]) -> SignedMeasure:
-    """The signed measure of degree 0 of a cloud with a function: the function-Rips bifiltration.
+def rips_signed_measure(
+    points: Float[Tensor, "n d"], function: Float[Tensor, " n"], *, degree: int = 0, levels: int | None = None
+) -> SignedMeasure:
+    """The signed measure of a cloud with a function: the function-Rips bifiltration.
 
-    At (r, t) the points with function values up to t are there, those at most r apart joined. With
-    :func:`codensity` as the function it is the density-Rips bifiltration. The measure is exact: its levels are all
-    distances and all values; see :meth:`SignedMeasure.round_up` for fewer of them. The minimum spanning tree of a cloud
-    that grows point by point gives it, at a cost of n^2 steps beside the sorting of all distances.
+    At (r, t) the points with function values up to t are there, those at most r apart joined, and every clique filled.
+    With :func:`codensity` as the function it is the density-Rips bifiltration. The measure is exact in the radius: its
+    levels there are all distances; see :meth:`SignedMeasure.round_up` for fewer of them.
+
+    Components come from the minimum spanning tree of a cloud that grows point by point, at a cost of n^2 steps beside
+    the sorting of all distances. Loops come from the Rips complexes of the sublevel sets, a sweep of implicit
+    cohomology for each level of the function; there ``levels`` saves time. All bars of loops end, at the enclosing
+    radius of a sublevel set at the latest, so that the weights of degree 1 add up to zero at each value of the
+    function: a loss that adds a term of the radius and one of the function sees the whole cloud only, as with one
+    parameter.
 
     Differentiable in the points and in the function where neither the distances nor the values that matter change
     their order: first coordinates are distances of two points (or 0, where points enter), second ones are values of
@@ -54,26 +63,34 @@ def rips_signed_measure(points: Float[Tensor, "n d"], function: Float[Tensor, " 
     Args:
         points: shape (n, d), finite.
         function: one value a point, shape (n,), finite.
+        degree: 0 or 1.
+        levels: how many quantiles of the function to look at, each point entering at the next one; None for all values.
 
     Returns:
-        The measure; its total weight is 1, or 0 for no points.
+        The measure; its total weight is 1 in degree 0 and 0 in degree 1, or 0 for no points.
 
     Raises:
-        InputError: wrong shapes or dtypes, NaN or inf.
+        InputError: wrong shapes or dtypes, NaN or inf, an unknown degree or number of levels.
 
     References:
         Carlsson, Zomorodian 2009, "The theory of multidimensional persistence"; Scoccola et al. 2024.
     """
     _check_function(points, function)
+    if degree not in (0, 1):
+        raise InputError("degree", "0 or 1", repr(degree))
+    if levels is not None and levels < 1:
+        raise InputError("levels", "a number >= 1 or None", repr(levels))
     n = len(points)
     first, second = np.triu_indices(n, 1)
     ends = np.stack((first, second), axis=1)
     length = _Lengths(points, ends)
-    y = value_axis(function, None)
+    y = value_axis(function, levels)
     at = y.array()
-    size = length.size, n
+    if degree == 1:
+        return _measure(length, y, [loop_events(at, ends, length.rank, y.size)], degree)
+    size = length.size, y.size
     events = graph_events((np.zeros(n, np.int32), at), ends, (length.rank, np.maximum(at[first], at[second])), size)
-    return _measure(length, y, [events], 0)
+    return _measure(length, y, [events], degree)
 
 
 def degree_rips_signed_measure(
