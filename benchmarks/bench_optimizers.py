@@ -1,7 +1,8 @@
 """A step of our optimizers against torch's AdamW and the peers' own, on one large tensor and on 200 small ones.
 
 All get the same parameters and gradients, and step them as they are. `move` is how far the parameters went in the two
-warm-up steps, in learning rates: it tells a step from none. torchao compiles its step and is timed after that.
+warm-up steps, in learning rates: it tells a step from none. torchao compiles its step and is timed after that. What a
+step costs that refreshes Sophia's curvature is told in evaluations of the loss and its gradient, which it contains.
 """
 
 import warnings
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from convergence_problems import field_problem
+from torch import Tensor, nn
 
-from diffmatch.optim import AdamW8bit, DCTAdamW, EXAdam, Lion, Lion8bit, SophiaG
+from diffmatch.optim import AdamW8bit, DCTAdamW, EXAdam, Lion, Lion8bit, SophiaG, SophiaH
 
 OURS = "diffmatch"
 LR = 1e-6
@@ -40,6 +42,37 @@ def run(bench: Any) -> None:
         bench.compare(
             "DCT AdamW step", contenders, size=f"{shape[0]} x {shape[1]}", quality=lambda move: {"move": move()}
         )
+    compare_refresh(bench)
+
+
+def compare_refresh(bench: Any) -> None:
+    """SophiaH with and without a refresh of the curvature, beside one evaluation of the loss and its gradient."""
+    for name, (params, loss) in losses(bench).items():
+        refreshing, ordinary = SophiaH(params, lr=LR, k=1), SophiaH(params, lr=LR, k=2**31)
+        ordinary.step(loss)  # its only refresh
+
+        def evaluate(params: list[Tensor] = params, loss: Callable[[], Tensor] = loss) -> Any:
+            return torch.autograd.grad(loss(), params)
+
+        contenders = {
+            OURS: lambda optimizer=refreshing, loss=loss: optimizer.step(loss),
+            f"{OURS}, a step without refresh": lambda optimizer=ordinary, loss=loss: optimizer.step(loss),
+            "loss and gradient alone": evaluate,
+        }
+        bench.compare("Sophia-H refresh", contenders, size=name, quality=lambda _, loss=loss: {"loss": loss().item()})
+
+
+def losses(bench: Any) -> dict[str, tuple[list[Tensor], Callable[[], Tensor]]]:
+    """A field fitted to distances, and a network."""
+    n, width, batch = (6, 8, 8) if bench.tiny else (32, 256, 512)
+    field = field_problem("squares", n, 0, samples=40 if bench.tiny else 4000)
+    layers = [nn.Linear(32, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)]
+    model = nn.Sequential(*layers)
+    inputs = torch.randn(batch, 32, generator=torch.Generator().manual_seed(0))
+    return {
+        f"field of {n}^3 nodes": (field.params, field.loss),
+        f"network, {width} wide": (list(model.parameters()), lambda: (model(inputs) - 1).square().mean()),
+    }
 
 
 TASKS: dict[str, tuple[Make, tuple[str, ...]]] = {

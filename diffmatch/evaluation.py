@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 
 from diffmatch.errors import InputError
 from diffmatch.snapshots import Snapshot
@@ -71,6 +71,9 @@ class Evaluation:
         self._function, self._takes_step, self._step = loss, takes_step(loss), 0
         self._optimizer, self._scaler, self._names = optimizer, scaler, names
         self._clip_norm, self._backward = clip_norm, backward
+        self._by_rows = {
+            id(p) for group in optimizer.param_groups if _takes_rows(optimizer, group) for p in group["params"]
+        }
         self._one_device = len({p.device for p in self.params}) == 1
         dtypes = {p.dtype for p in self.params}
         wide = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -102,14 +105,15 @@ class Evaluation:
         if not total.requires_grad:
             raise InputError("loss", "a value that depends on the parameters", "one without a gradient")
         moving = self._differentiate(total) if self._backward else []
-        values, norms = self._read([total, *terms.values()], [p.grad for p in moving if p.grad is not None])
+        gradients = [self._entries(p) for p in moving]
+        values, norms = self._read([total, *terms.values()], gradients)
         loss, parts = values[0], dict(zip(terms, values[1:], strict=True))
         if self._backward or self.untouched:
             _check_loss(loss, parts)
         if self.untouched:
             self.loss, self.terms = loss, parts
         self._check_gradients(moving, norms)
-        self._clip(moving, math.hypot(*norms))
+        self._clip(gradients, math.hypot(*norms))
         if self._start is not None:
             if self.untouched:
                 self._start.take()
@@ -146,15 +150,24 @@ class Evaluation:
             self._scaler.unscale_(self._optimizer)
         return moving
 
+    def _entries(self, param: Tensor) -> Tensor:
+        """The numbers of a gradient, as they lie in memory: all of a dense one, those of the rows of a sparse one."""
+        grad = param.grad
+        assert grad is not None
+        if grad.layout is torch.strided:
+            return grad
+        if grad.layout is not torch.sparse_coo or id(param) not in self._by_rows:
+            wanted = 'dense gradients, or an optimizer that takes sparse ones (optimizer_options={"sparse": "rows"})'
+            raise InputError("loss", wanted, f"a sparse one of {self._names[id(param)]}")
+        param.grad = grad = grad.coalesce()  # a row may be named twice: its norm is that of the sum
+        return grad.values()
+
     def _read(self, values: list[Tensor], gradients: list[Tensor]) -> tuple[list[float], list[float]]:
         """Loss, terms and gradient norms on the host, in one transfer."""
         total = values[0].detach()
         if total.dtype not in (torch.float32, torch.float64):
             total = total.float()
-        try:
-            norms = torch._foreach_norm(gradients, 2, dtype=self._norm_dtype) if gradients else ()
-        except NotImplementedError:
-            raise InputError("loss", "dense gradients", "a sparse one") from None
+        norms = torch._foreach_norm(gradients, 2, dtype=self._norm_dtype) if gradients else ()
         if not self._one_device:
             norms = tuple(norm.to(total.device) for norm in norms)
         numbers = torch.stack([total, *(term.detach().to(total) for term in values[1:]), *norms]).tolist()
@@ -167,9 +180,10 @@ class Evaluation:
                     raise OverflowedError
                 raise NotFiniteError(f"the norm of the gradient of {self._names[id(p)]} is {norm}")
 
-    def _clip(self, moving: Sequence[Tensor], norm: float) -> None:
+    @torch.no_grad()
+    def _clip(self, gradients: list[Tensor], norm: float) -> None:
         if self._clip_norm is not None and norm > self._clip_norm:
-            torch._foreach_mul_([p.grad for p in moving if p.grad is not None], self._clip_norm / norm)
+            torch._foreach_mul_(gradients, self._clip_norm / norm)
 
 
 def loss_scaler(optimizer: Optimizer, autocast: torch.dtype | None) -> GradScaler | None:
@@ -206,6 +220,13 @@ def takes_step(loss: Loss) -> bool:
     if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY for p in required):
         raise InputError("loss", "a function of no argument or of the step", f"one of {len(required)} arguments")
     return bool(required) or any(p.name == "step" and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+
+
+def _takes_rows(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether an optimizer takes sparse gradients for a group and keeps dense states."""
+    if isinstance(optimizer, SparseAdam) or (isinstance(optimizer, SGD) and not group["momentum"]):
+        return True
+    return bool(group.get("sparse", "refuse") != "refuse")
 
 
 def _check_loss(loss: float, terms: Mapping[str, float]) -> None:

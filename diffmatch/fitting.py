@@ -81,7 +81,7 @@ def fit(
     schedule: ScheduleLike = "constant",
     warmup: int = 0,
     clip_norm: float | None = None,
-    structure: Mapping[Tensor, Structure] | None = None,
+    structure: Mapping[Tensor, Structure] | Callable[[int], Mapping[Tensor, Structure]] | None = None,
     ema: float | None = None,
     autocast: torch.dtype | None = None,
     callbacks: Sequence[Callable[[FitState], object]] = (),
@@ -121,7 +121,8 @@ def fit(
         warmup: first steps over which the learning rate rises linearly.
         clip_norm: largest norm of all gradients together.
         structure: for parameters that live on a grid or a mesh, the filter of their gradients; see
-            :class:`~diffmatch.optim.GridFilter`. With an optimizer that reads gradients once a step.
+            :class:`~diffmatch.optim.GridFilter`. A function from the step to these lets them change during the fit.
+            With an optimizer that reads gradients once a step.
         ema: decay of a moving average of the parameters, in [0, 1). The fit ends with the averages in the
             parameters, unless it diverged; the raw values stay in the checkpoint.
         autocast: ``torch.bfloat16`` or ``torch.float16`` (with loss scaling) for mixed precision in the loss.
@@ -191,7 +192,8 @@ def fit(
     file = None
     if checkpoint is not None:
         settings |= {"schedule": rates.label, "warmup": warmup, "clip_norm": clip_norm, "ema": ema}
-        settings |= {"structure": [str(smooth) for smooth in (structure or {}).values()]}
+        first = structure(0) if callable(structure) else structure
+        settings |= {"structure": [str(smooth) for smooth in (first or {}).values()]}
         settings |= {"autocast": str(autocast)} | ({"steps": steps} if rates.needs_steps else {})
         file = CheckpointFile(checkpoint, settings=settings, fingerprint=fingerprint)
     run = _Run(
@@ -207,7 +209,8 @@ def fit(
         objects=state or {},
         history=History(optimizer=name, reason=reason),
     )
-    filtering = precondition(optimizer, structure) if structure else None
+    filters = (lambda: structure(run.history.steps)) if callable(structure) else structure
+    filtering = precondition(optimizer, filters) if filters else None
     try:
         history = run.run(resume=resume, progress=progress)
     finally:

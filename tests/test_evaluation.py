@@ -187,11 +187,42 @@ def test_what_is_no_loss_is_named(loss, message):
         evaluation(lambda: loss(x), x).closure()
 
 
-def test_sparse_gradients_are_named():
-    table = nn.Embedding(5, 3, sparse=True)
-    made = evaluation(lambda: table(torch.tensor([1])).sum(), table.weight)
-    with pytest.raises(InputError, match="loss: want dense gradients, got a sparse one"):
-        made.closure()
+class TestSparseGradients:
+    """Gradients that come as rows, of optimizers that take them."""
+
+    def closure(self, weights: torch.Tensor, **settings) -> torch.Tensor:
+        """Rows 1 and 3 of a table, 1 twice: gradients (2 w0, 0, 0) and (w1, 0, 0)."""
+        self.table = leaf(5, 3)
+        rows = torch.tensor([1, 1, 3])
+
+        def loss() -> torch.Tensor:
+            picked = torch.nn.functional.embedding(rows, self.table, sparse=True)[:, 0]
+            return ((picked - self.table.detach()[rows, 0]) * weights).sum()
+
+        evaluation(loss, self.table, **settings).closure()
+        return self.table.grad
+
+    def test_rows_that_came_twice_are_added(self):
+        grad = self.closure(torch.tensor([1.0, 2.0, 4.0]))
+        assert grad.layout is torch.sparse_coo
+        assert grad.is_coalesced()
+        assert grad.to_dense()[:, 0].tolist() == [0.0, 3.0, 0.0, 4.0, 0.0]
+
+    @pytest.mark.parametrize(("clip_norm", "wanted"), [(0.5, 0.1), (100.0, 1.0)])
+    def test_norm_is_that_of_the_dense_gradient(self, clip_norm, wanted):
+        grad = self.closure(torch.tensor([1.0, 2.0, 4.0]), clip_norm=clip_norm)
+        torch.testing.assert_close(grad.to_dense()[[1, 3], 0], wanted * torch.tensor([3.0, 4.0]))
+
+    def test_what_is_not_finite_is_seen(self):
+        with pytest.raises(NotFiniteError, match="the norm of the gradient of p0 is inf"):
+            self.closure(torch.tensor([1.0, 3e38, 3e38]))
+
+    def test_other_optimizers_refuse_by_name(self):
+        table = nn.Embedding(5, 3, sparse=True)
+        optimizer = torch.optim.Adam([table.weight])
+        made = Evaluation(lambda: table(torch.tensor([1])).sum(), optimizer, names={id(table.weight): "weight"})
+        with pytest.raises(InputError, match='loss: want dense gradients.*"rows"}.*, got a sparse one of weight'):
+            made.closure()
 
 
 class Model(nn.Module):

@@ -253,7 +253,7 @@ class ElementwiseOptimizer(Optimizer, ABC):
         return wide
 
     def _add_rows(self, work: Work, param: Tensor, grad: Tensor, group: dict[str, Any], place: int) -> None:
-        """A batch of its own for the rows that a gradient names; it goes through the tensor operations."""
+        """Step in the rows that a gradient names, each by its own number of steps."""
         state = self.state[param]
         if grad.layout is not torch.strided:
             grad = grad.to_sparse_coo().coalesce()
@@ -266,11 +266,17 @@ class ElementwiseOptimizer(Optimizer, ABC):
         if "row_steps" not in state:  # steps with dense gradients may have gone before
             state["row_steps"] = torch.full((len(param),), state["step"] - 1, dtype=torch.int32, device=param.device)
         state["row_steps"][index] += 1
+        buffers = [state[name] for name in self.rule.buffers]
+        fused = self.rule.kernel is not None and group["fused"] is not False
+        if fused and param.is_cpu and param.is_contiguous() and param.dtype not in _HALVES:
+            if len(index):
+                self._run_fused_rows(param, index, grad.contiguous(), buffers, state["row_steps"][index], group)
+            return
         steps = state["row_steps"][index].double().reshape(-1, *[1] * (param.ndim - 1))
         rows = param.detach()[index].to(_wide(param.dtype))
-        buffers = tuple(state[name][index] for name in self.rule.buffers)
+        gathered = tuple(buffer[index] for buffer in buffers)
         work.plain[(id(param),)] = batch = Batch()
-        batch.add(rows, grad.to(rows.dtype), buffers, group, steps)
+        batch.add(rows, grad.to(rows.dtype), gathered, group, steps)
 
         def put_back() -> None:
             if param.dtype in _HALVES:
@@ -279,23 +285,54 @@ class ElementwiseOptimizer(Optimizer, ABC):
                 param.index_copy_(0, index, rounded)
             else:
                 param.index_copy_(0, index, rows)
-            for name, buffer in zip(self.rule.buffers, buffers, strict=True):
-                state[name].index_copy_(0, index, buffer)
+            for buffer, changed in zip(buffers, gathered, strict=True):
+                buffer.index_copy_(0, index, changed)
 
         work.finish.append(put_back)
 
+    def _run_fused_rows(
+        self,
+        param: Tensor,
+        index: Tensor,
+        grad: Tensor,
+        buffers: list[Tensor],
+        steps: Tensor,
+        group: Mapping[str, Any],
+    ) -> None:
+        """One kernel call in which each row is a tensor of its own, at its place in the memory of all."""
+        kernel, coefficients = self._compiled()
+        check_memory([param, *buffers], [param.numel()] * (1 + len(buffers)), param.dtype)
+        width = param[0].numel()
+        for row in (int(index.min()), int(index.max())):
+            if not 0 <= row < len(param):
+                raise InputError("params", f"sparse gradients of rows 0 to {len(param) - 1}", f"row {row}")
+        check_memory([grad], [len(index) * width], param.dtype)
+        place = index.numpy() * (width * param.element_size())
+        own = np.arange(len(index)) * (width * param.element_size())
+        addresses = [param.data_ptr() + place, grad.data_ptr() + own, *[b.data_ptr() + place for b in buffers]]
+        distinct, rows = np.unique(steps.numpy(), return_inverse=True)
+        dtype = np.dtype(str(param.dtype).removeprefix("torch."))
+        table = np.array([coefficients(group, int(step)) for step in distinct], dtype)
+        starts = np.arange(len(index) + 1) * width
+        run_in_parts(kernel, np.stack(addresses), starts, rows, table, total=int(starts[-1]), least=_LEAST_PART)
+
     def _run_fused(self, batch: Batch, dtype: torch.dtype) -> None:
         """One kernel call for all tensors of a batch."""
-        if self.rule.kernel is None or self.rule.coefficients is None:
-            raise AssertionError("rules with a kernel have coefficients")
+        kernel, rule = self._compiled()
         sizes = [p.numel() for p in batch.params]
         columns = [batch.params, batch.grads, *map(list, zip(*batch.buffers, strict=True))]
         for column in columns[1:]:
             check_memory(column, sizes, dtype)
         addresses = np.array([[t.data_ptr() for t in column] for column in columns], np.int64)
         starts = np.concatenate(([0], np.cumsum(sizes)))
-        coefficients, rows = batch.coefficients(self.rule.coefficients, np.dtype(str(dtype).removeprefix("torch.")))
-        run_in_parts(self.rule.kernel, addresses, starts, rows, coefficients, total=int(starts[-1]), least=_LEAST_PART)
+        coefficients, rows = batch.coefficients(rule, np.dtype(str(dtype).removeprefix("torch.")))
+        run_in_parts(kernel, addresses, starts, rows, coefficients, total=int(starts[-1]), least=_LEAST_PART)
+
+    def _compiled(self) -> tuple[Callable[..., None], Callable[[Mapping[str, Any], int], tuple[float, ...]]]:
+        """The rule's kernel, and what makes its coefficients."""
+        if self.rule.kernel is None or self.rule.coefficients is None:
+            raise AssertionError("rules with a kernel have coefficients")
+        return self.rule.kernel, self.rule.coefficients
 
     def _run_plain(self, batch: Batch) -> None:
         """One sequence of tensor operations for all tensors of a batch."""

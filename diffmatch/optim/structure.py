@@ -66,17 +66,17 @@ class GridFilter:
         """
         shape = tuple(gradient.shape) if self.shape is None else self.shape
         nodes = math.prod(shape)
-        if gradient.numel() == 0 or not shape:
+        if gradient.numel() == 0 or not shape or self.strength == 0:
             return gradient
         if gradient.numel() % nodes:
             wanted = f"a multiple of the {nodes} entries of the grid {shape}"
             raise InputError("structure", wanted, f"a parameter of shape {tuple(gradient.shape)}")
         dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
         field = gradient.to(dtype).reshape(*shape, -1)
-        bases, response = _grid_tables(shape, self.strength, self.power, dtype, gradient.device)
+        bases, eigenvalues = _grid_tables(shape, dtype, gradient.device)
         for axis, basis in enumerate(bases):
             field = torch.tensordot(basis, field, dims=([1], [axis])).movedim(0, axis)
-        field = field * response
+        field = field / (1 + self.strength * eigenvalues) ** self.power
         for axis, basis in enumerate(bases):
             field = torch.tensordot(basis, field, dims=([0], [axis])).movedim(0, axis)
         return field.reshape(gradient.shape).to(gradient.dtype)
@@ -185,7 +185,9 @@ class GraphFilter:
         return self._tensors[device, dtype]
 
 
-def precondition(optimizer: Optimizer, structure: Mapping[Tensor, Structure]) -> RemovableHandle:
+def precondition(
+    optimizer: Optimizer, structure: Mapping[Tensor, Structure] | Callable[[], Mapping[Tensor, Structure]]
+) -> RemovableHandle:
     """Let an optimizer see filtered gradients of some of its parameters, from the next step on.
 
     Works with every optimizer that reads ``grad`` once a step, whether it is given a closure or not. The filtered
@@ -193,7 +195,8 @@ def precondition(optimizer: Optimizer, structure: Mapping[Tensor, Structure]) ->
 
     Args:
         optimizer: any first-order one.
-        structure: a :class:`GridFilter`, :class:`GraphFilter` or other linear map for each parameter that has one.
+        structure: a :class:`GridFilter`, :class:`GraphFilter` or other linear map for each parameter that has one; or a
+            function that returns these, asked once a step, for filters that change.
 
     Returns:
         A handle whose ``remove()`` ends it.
@@ -204,15 +207,22 @@ def precondition(optimizer: Optimizer, structure: Mapping[Tensor, Structure]) ->
     """
     if isinstance(optimizer, LBFGS) or getattr(optimizer, "needs_graph", False):
         raise InputError("structure", "an optimizer that reads the gradients once a step", type(optimizer).__name__)
-    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if any(id(p) not in own for p in structure):
-        raise InputError("structure", "parameters of the optimizer", "another tensor")
-    filters = list(structure.items())
+    now = structure if callable(structure) else lambda: structure
+
+    def filters() -> Mapping[Tensor, Structure]:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        found = now()
+        if any(id(p) not in own for p in found):
+            raise InputError("structure", "parameters of the optimizer", "another tensor")
+        return found
 
     def filter_gradients() -> None:
-        for p, smooth in filters:
+        for p, smooth in filters().items():
             if p.grad is not None:
-                p.grad = smooth(p.grad.detach())
+                grad = p.grad.detach()
+                p.grad = smooth(grad if grad.layout is torch.strided else grad.to_dense())
+
+    filters()  # an error now is better than one in the first step
 
     def before_step(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -231,10 +241,8 @@ def precondition(optimizer: Optimizer, structure: Mapping[Tensor, Structure]) ->
 
 
 @lru_cache(maxsize=16)
-def _grid_tables(
-    shape: tuple[int, ...], strength: float, power: int, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Cosine bases of the axes, rows are frequencies, and the filter's response to each frequency."""
+def _grid_tables(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Cosine bases of the axes, rows are frequencies, and the Laplacian's eigenvalue of each frequency."""
     bases, eigenvalues = [], torch.zeros((), dtype=torch.float64)
     for axis, n in enumerate(shape):
         frequency = torch.arange(n, dtype=torch.float64)
@@ -243,8 +251,7 @@ def _grid_tables(
         bases.append(basis.to(device, dtype))
         along = (2 - 2 * torch.cos(math.pi / n * frequency)).view([-1 if i == axis else 1 for i in range(len(shape))])
         eigenvalues = eigenvalues + along
-    response = (1 + strength * eigenvalues).pow(-power).unsqueeze(-1)
-    return tuple(bases), response.to(device, dtype)
+    return tuple(bases), eigenvalues.unsqueeze(-1).to(device, dtype)
 
 
 def _check(strength: float, power: int) -> None:

@@ -1,4 +1,3 @@
-import gc
 import io
 import math
 
@@ -79,6 +78,7 @@ def test_rosenbrock_as_published():
     assert len(points) == 45
     assert optimizer.statistics["solves"] == 90
     assert optimizer.statistics["products"] == 90  # two a step: rejected tries cost none
+    assert x.grad is None
 
 
 def test_rosenbrock_with_gauss_newton_as_published():
@@ -277,18 +277,6 @@ def test_stationary_points_stay():
     x = leaf(0.0, 0.0)
     assert float(Newton([x]).step(lambda: x.square().sum())) == 0.0
     assert torch.equal(x, torch.zeros_like(x))
-
-
-def test_memory_is_flat_over_many_steps():
-    x = torch.ones(100, requires_grad=True)
-    optimizer, counts = Newton([x], lr=0.01, max_products=4), []
-    for step in range(200):
-        optimizer.step(lambda: (x**4).sum() + x.roll(1).mul(x).sum())
-        if step % 50 == 49:
-            gc.collect()
-            counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
-    assert len(set(counts)) == 1
-    assert x.grad is None
 
 
 class TestErrors:

@@ -155,6 +155,31 @@ def test_fit_takes_structure(tmp_path):
         run(GridFilter(strength=2.0), checkpoint=file)
 
 
+def test_filters_may_follow_the_step_and_resume_to_the_same_bits(tmp_path):
+    def go(steps: int, **settings) -> tuple[torch.Tensor, list[float]]:
+        x, seen = torch.linspace(-1, 1, 12).view(4, 3).requires_grad_(), []
+
+        def structure(step: int):
+            seen.append(step)
+            return {x: GridFilter(8.0 * 0.5**step)}
+
+        fit([x], lambda: x.pow(4).sum(), optimizer="adamw", lr=0.1, steps=steps, structure=structure, **settings)
+        return x.detach(), seen
+
+    straight, seen = go(6)
+    assert seen == [0, 0, 1, 2, 3, 4, 5]  # once more at the start, to look for errors
+    y = torch.linspace(-1, 1, 12).view(4, 3).requires_grad_()
+    optimizer = make_optimizer("adamw", [y], lr=0.1)
+    for step in range(6):
+        y.grad = GridFilter(8.0 * 0.5**step)(4 * y.detach() ** 3)
+        optimizer.step()
+    torch.testing.assert_close(straight, y.detach())
+    go(3, checkpoint=tmp_path / "run.pt")
+    again, seen = go(6, checkpoint=tmp_path / "run.pt")
+    assert seen[-3:] == [3, 4, 5]
+    assert torch.equal(again, straight)
+
+
 class TestErrors:
     @pytest.mark.parametrize("settings", [{"strength": -1.0}, {"power": 3}, {"shape": ()}, {"shape": (0, 2)}])
     def test_settings(self, settings):
@@ -179,3 +204,5 @@ class TestErrors:
         x, y = (torch.zeros(3, requires_grad=True) for _ in range(2))
         with pytest.raises(InputError, match="parameters of the optimizer"):
             precondition(make_optimizer("adam", [x]), {y: GridFilter()})
+        with pytest.raises(InputError, match="parameters of the optimizer"):
+            fit([x], lambda: x.sum(), structure=lambda step: {y: GridFilter()})
