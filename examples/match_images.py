@@ -30,7 +30,7 @@ def main(folder: str | Path = "out", *, width: int = 640) -> None:
     other, truth = slanted_view(picture)
 
     size = (picture.shape[1], picture.shape[0])
-    for name, options in {"upright": {"views": "never", "network": False}, "default": {}}.items():
+    for name, options in {"upright": {"views": "never", "network": "never"}, "default": {}}.items():
         found = match_images(picture, other, **options)
         error = float("inf")
         if found.homography is not None:

@@ -32,8 +32,9 @@ def match(
     threshold: Annotated[float, Parameter(help="Pixels within which a match agrees with a geometry.")] = 2.0,
     views: Annotated[str, Parameter(help="Affine views: auto (where few matches verify), always or never.")] = "auto",
     network: Annotated[
-        bool, Parameter(help="Use the learned matcher where few matches verify.", negative="--no-network")
-    ] = True,
+        str,
+        Parameter(help="Learned matcher: auto (where few matches verify), always (for the ratio test) or never."),
+    ] = "auto",
     guided: Annotated[
         bool, Parameter(help="Match again under the geometry that was found.", negative="--no-guided")
     ] = True,

@@ -49,7 +49,7 @@ def refused(capsys, words, code=2):
 
 def test_matches_measures_and_a_report_are_written(images, tmp_path, capsys):
     out = tmp_path / "m.npz"
-    words = ["match", str(images / "a.png"), str(images / "b.png"), "-o", str(out), "--no-network"]
+    words = ["match", str(images / "a.png"), str(images / "b.png"), "-o", str(out), "--network", "never"]
     words += ["--intrinsics", "300,300,130,110", "--report", str(tmp_path / "m.html"), "--colmap", str(tmp_path / "c")]
     assert main(words) == 0
     read = read_matches(out)
@@ -70,7 +70,7 @@ def test_matches_measures_and_a_report_are_written(images, tmp_path, capsys):
 
 def test_a_folder_is_matched_pair_by_pair(images, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["match", str(images), "-o", str(out), "--no-network", "--views", "never", "--quiet"]) == 0
+    assert main(["match", str(images), "-o", str(out), "--network", "never", "--views", "never", "--quiet"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["a_b.npz", "a_c.npz", "b_c.npz", "matches.json"]
     pairs = json.loads((out / "matches.json").read_text())["pairs"]
     assert [entry["matches"] > 0 for entry in pairs] == [True, False, False]
@@ -79,7 +79,9 @@ def test_a_folder_is_matched_pair_by_pair(images, tmp_path, capsys):
 
 def test_one_bad_file_of_many_is_noted(images, tmp_path, capsys):
     (images / "pairs.txt").write_text("a.png b.png\na.png none.png\n")
-    error = refused(capsys, ["match", str(images / "pairs.txt"), "-o", str(tmp_path / "o"), "--no-network", "-q"], 1)
+    error = refused(
+        capsys, ["match", str(images / "pairs.txt"), "-o", str(tmp_path / "o"), "--network", "never", "-q"], 1
+    )
     assert "1 of 2 pairs" in error
     assert "none.png" in error
     assert (tmp_path / "o/a_b.npz").exists()
@@ -102,7 +104,7 @@ def test_requests_that_cannot_be_met_end_with_one_line(images, tmp_path, capsys)
 
 
 def test_equal_seeds_give_equal_files(images, tmp_path):
-    words = ["match", str(images / "a.png"), str(images / "b.png"), "--no-network", "-q", "-o"]
+    words = ["match", str(images / "a.png"), str(images / "b.png"), "--network", "never", "-q", "-o"]
     for name in ("one.npz", "two.npz"):
         assert main([*words, str(tmp_path / name)]) == 0
     one, two = (read_matches(tmp_path / name) for name in ("one.npz", "two.npz"))

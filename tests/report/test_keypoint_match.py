@@ -21,7 +21,7 @@ def picture():
 
 @pytest.fixture(scope="module")
 def matches(picture):
-    return match_images(picture, picture[15:, 10:], network=False, views="never")
+    return match_images(picture, picture[15:, 10:], network="never", views="never")
 
 
 def test_lines_join_the_matched_points(picture, matches):
@@ -49,7 +49,7 @@ def test_figures_and_drawings(picture, matches, tmp_path):
 
 def test_nothing_matched_is_shown_too(picture):
     blank = np.zeros((50, 60), np.uint8)
-    matches = match_images(picture, blank, network=False, views="never")
+    matches = match_images(picture, blank, network="never", views="never")
     report = Report("t")
     add_keypoint_match(report, matches, picture, blank)
     assert "0 of 0 verified matches" in report.html()

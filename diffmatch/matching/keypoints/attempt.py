@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from diffmatch.matching.keypoints.descriptor_search import Nearest
 from diffmatch.matching.keypoints.guided import guided_by_fundamental, guided_by_homography
-from diffmatch.matching.keypoints.nearest import Nearest, one_to_one
+from diffmatch.matching.keypoints.nearest import one_to_one
 from diffmatch.matching.keypoints.record import Keypoints
 from diffmatch.matching.keypoints.verify import Geometry, transfer_distance, verify
 
@@ -119,7 +120,9 @@ def _once(found: Attempt, nearest: Nearest | None, threshold: float, estimator: 
     rows = torch.from_numpy(np.flatnonzero(geometry.inliers)).to(found.pairs.device)
     parts = [(found.pairs[rows], found.scores[rows])]
     if geometry.homography is not None:
-        parts.append(guided_by_homography(a, b, geometry.homography, radius=threshold))
+        parts.append(
+            guided_by_homography(a, b, geometry.homography, radius=(2.0 if geometry.planar else 1.0) * threshold)
+        )
     if geometry.fundamental is not None and nearest is not None and not geometry.planar:
         parts.append(guided_by_fundamental(a, b, geometry.fundamental, nearest, radius=0.75 * threshold))
     pairs = torch.cat([part[0] for part in parts])

@@ -6,7 +6,8 @@ from jaxtyping import Float, Float64, Int64
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from diffmatch.matching.keypoints.nearest import Nearest, one_to_one
+from diffmatch.matching.keypoints.descriptor_search import Nearest
+from diffmatch.matching.keypoints.nearest import one_to_one
 from diffmatch.matching.keypoints.record import Keypoints
 from diffmatch.matching.keypoints.verify import epipolar_distance, transfer_distance
 

@@ -1,7 +1,5 @@
 """Matches by descriptors alone: nearest neighbours, the ratio test, one-to-one."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -10,28 +8,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_positive
+from diffmatch.matching.keypoints.descriptor_search import Nearest, nearest_descriptors
 from diffmatch.matching.keypoints.record import Keypoints
-from diffmatch.matching.keypoints.row_kernels import column_maxima
 
-__all__ = ["Nearest", "match_nearest", "nearest_descriptors", "one_to_one"]
-
-_CHUNK = 1 << 24  # similarities held at a time
-_CPU_ROWS = 256  # at most, on the CPU, where they should stay near its caches
-
-
-@dataclass(frozen=True, eq=False)
-class Nearest:
-    """The nearest descriptors in image B of each keypoint in image A, best first, and the way back.
-
-    Attributes:
-        index: numbers of keypoints in B, shape (n, k).
-        distance: between the descriptors, shape (n, k).
-        back: number of the nearest keypoint in A of each keypoint in B, shape (m,).
-    """
-
-    index: Int64[Tensor, "n k"]
-    distance: Float[Tensor, "n k"]
-    back: Int64[Tensor, " m"]
+__all__ = ["check_alike", "match_nearest", "one_to_one"]
 
 
 def check_alike(a: Keypoints, b: Keypoints) -> None:
@@ -46,52 +26,6 @@ def check_alike(a: Keypoints, b: Keypoints) -> None:
     ours, theirs = (f"kind {k.kind!r} with {k.descriptors.shape[-1]} numbers on {k.device}" for k in (a, b))
     if ours != theirs:
         raise InputError("keypoints_b", f"descriptors as in keypoints_a, of {ours}", theirs)
-
-
-def nearest_descriptors(a: Keypoints, b: Keypoints, *, k: int) -> Nearest:
-    """Nearest neighbours of descriptors by brute force, in chunks of bounded memory.
-
-    Args:
-        a: keypoints of one image; its padding gets candidates that mean nothing.
-        b: keypoints of another, at least one.
-        k: how many candidates; at most as many as ``b`` has.
-    """
-    # Padding is set to zero and never wins: a similarity of -2 is less than any of two rows of length one.
-    left = a.descriptors if bool(a.mask.all()) else torch.where(a.mask[:, None], a.descriptors, 0)
-    right = b.descriptors if bool(b.mask.all()) else torch.where(b.mask[:, None], b.descriptors, 0)
-    k = min(k, b.count)
-    best = torch.full((b.count,), -torch.inf, dtype=right.dtype, device=right.device)
-    back = torch.zeros(b.count, dtype=torch.int64, device=right.device)
-    indices, values = [], []
-    step = max(1, _CHUNK // max(1, b.count))
-    if right.device.type == "cpu":
-        step = min(step, _CPU_ROWS)
-    for start in range(0, a.count, step):
-        similar = left[start : start + step] @ right.T
-        if right is not b.descriptors:
-            similar.masked_fill_(~b.mask, -2)
-        value, index = similar.topk(k, dim=1)
-        indices.append(index)
-        values.append(value)
-        if left is not a.descriptors:
-            similar.masked_fill_(~a.mask[start : start + step, None], -2)
-        _update_maxima(similar, start, best, back)
-    value = torch.cat(values) if values else right.new_zeros(0, k)
-    index = torch.cat(indices) if indices else back.new_zeros(0, k)
-    return Nearest(index, (2 - 2 * value).clamp_min(0).sqrt(), back)
-
-
-def _update_maxima(
-    block: Float[Tensor, "b m"], start: int, best: Float[Tensor, " m"], back: Int64[Tensor, " m"]
-) -> None:
-    """The largest number of each column and its row, in place, after some more rows."""
-    if block.device.type == "cpu" and block.dtype in (torch.float32, torch.float64):
-        column_maxima(block.detach().numpy(), start, best.numpy(), back.numpy())
-        return
-    top, row = block.max(dim=0)
-    better = top > best
-    best.copy_(torch.where(better, top, best))
-    back.copy_(torch.where(better, row + start, back))
 
 
 def match_nearest(

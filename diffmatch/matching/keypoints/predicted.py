@@ -8,7 +8,7 @@ from jaxtyping import Float64, UInt8
 
 from diffmatch.errors import require
 from diffmatch.matching.keypoints.attempt import Attempt, attempt, keep_verified
-from diffmatch.matching.keypoints.features import sift_of_gray
+from diffmatch.matching.keypoints.features import CONTRAST, sift_of_gray
 from diffmatch.matching.keypoints.guided import guided_by_homography
 from diffmatch.matching.keypoints.nearest import one_to_one
 from diffmatch.matching.keypoints.record import Keypoints
@@ -30,7 +30,7 @@ def rematch_predicted(
     gray_b: UInt8[np.ndarray, "hb wb"],
     *,
     max_keypoints: int,
-    contrast_threshold: float,
+    contrast_threshold: float = CONTRAST,
     threshold: float,
     estimator: str,
     seed: int,
@@ -90,7 +90,7 @@ def predicted_keypoints(
     shape: tuple[int, ...],
     *,
     max_keypoints: int,
-    contrast_threshold: float,
+    contrast_threshold: float = CONTRAST,
 ) -> Keypoints:
     """SIFT keypoints of an image seen through a homography, in the pixels of the image.
 

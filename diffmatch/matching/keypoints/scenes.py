@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Picture = Path | UInt8[np.ndarray, "h w"]
 
-_VERSION = 2
+_VERSION = 3
 """Of how scenes are made: a change of the detector or of the views needs another number, so that no old one is read."""
 
 

@@ -1,6 +1,7 @@
 """Which matches agree with one camera geometry: a homography or a fundamental matrix, whichever explains more."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,13 @@ __all__ = ["Geometry", "epipolar_distance", "essential_matrix", "transfer_distan
 _CONFIDENCE, _ITERATIONS = 0.9999, 10000
 _SAMPLES = {"homography": 4, "fundamental": 8}
 _START_WIDTHS = (0.25, 0.5, 1.0, 1.5)  # thresholds of MAGSAC++ that the homography is begun from, in thresholds
+_LOCAL_SHARE, _LOCAL_WIDTHS, _LOCAL_STARTS = 0.3, (0.5, 1.0), 4  # of the matches around one of them; as above
+_CLEAR = 0.5  # share of the matches whose support says that there is no better homography to look for
 _REFIT_WIDTHS = (3.0, 2.0, 1.5, 1.0, 1.0, 1.0)
+# Surfaces are never quite flat, and keypoints seen from another side never quite in place: of a planar scene, the fit
+# that most matches have a say in is closer to the truth than the one that some lie on most precisely.
+_PLANAR_WIDTHS = (4.0, 4.0, 4.0)
+_FAR = 4.0  # thresholds from the homography at which a match on the fundamental matrix speaks of another plane
 # Matches that agree by chance: what was seen of wrong models, on pairs that did not match, and some more.
 _LEAST_H, _CHANCE_H = 12, 1 / 200
 _LEAST_F, _CHANCE_F = 20, 1 / 50
@@ -90,6 +97,7 @@ def verify(
     *,
     threshold: float = 2.0,
     planar_share: float = 0.75,
+    far_share: float = 0.1,
     estimator: str = "magsac",
     seed: int = 0,
 ) -> Geometry:
@@ -100,8 +108,9 @@ def verify(
         points_b: matched points in B.
         threshold: pixels within which a match agrees; half as much again for the homography, in both images.
         planar_share: the homography is chosen if at least this share of the matches on the fundamental matrix is on it.
+        far_share: or if at most this share of them is far from it, since the plane is then only uneven.
         estimator: "magsac" (MAGSAC++ of OpenCV, Barath et al. 2020) or "ransac" (that of ``geometry``, on tensors).
-        seed: of the samples of "ransac"; those of OpenCV are always the same.
+        seed: of the samples of "ransac", and of where local fits begin; the samples of OpenCV are always the same.
 
     Returns:
         What was found; a model that so few matches agree with that chance would do counts as not found.
@@ -121,7 +130,13 @@ def verify(
         homography, on_h = None, none
     if on_f.sum() < _LEAST_F + n * _CHANCE_F:
         fundamental, on_f = None, none
-    planar = homography is not None and bool(on_h.sum() >= planar_share * on_f.sum())
+    if homography is None:
+        return Geometry(None, fundamental, on_h, on_f, planar=False)
+    far = on_f & (transfer_distance(homography, points_a, points_b) > _FAR * threshold)
+    planar = bool(on_h.sum() >= planar_share * on_f.sum() or far.sum() <= far_share * on_f.sum())
+    if planar:
+        homography = _refitted(points_a, points_b, homography, threshold, _PLANAR_WIDTHS)
+        on_h = transfer_distance(homography, points_a, points_b) <= 1.5 * threshold
     return Geometry(homography, fundamental, on_h, on_f, planar)
 
 
@@ -156,6 +171,26 @@ def _magsac(model: str, a: np.ndarray, b: np.ndarray, threshold: float, seed: in
         return None if found is None or found.shape[0] < 3 else _scaled(model, found[:3])
     # One run ends in a local optimum too often where the scene is not quite planar: begin from several.
     starts = [_magsac_homography(a, b, width * threshold) for width in _START_WIDTHS]
+    best = _most_supported(starts, a, b, threshold)
+    if best is not None and _support(best, a, b, threshold) >= _CLEAR * len(a):
+        return best
+    return _most_supported([best, *_local_homographies(a, b, threshold, seed)], a, b, threshold)
+
+
+def _local_homographies(a: np.ndarray, b: np.ndarray, threshold: float, seed: int) -> list[np.ndarray | None]:
+    """Of the matches around some of them: uneven parts elsewhere have no say in these."""
+    size = max(2 * _SAMPLES["homography"], round(_LOCAL_SHARE * len(a)))
+    found: list[np.ndarray | None] = []
+    for center in np.random.default_rng(seed).integers(len(a), size=_LOCAL_STARTS):
+        near = np.argsort(np.square(a - a[center]).sum(axis=1), kind="stable")[:size]
+        found += [_magsac_homography(a[near], b[near], width * threshold) for width in _LOCAL_WIDTHS]
+    return found
+
+
+def _most_supported(
+    starts: Sequence[np.ndarray | None], a: np.ndarray, b: np.ndarray, threshold: float
+) -> np.ndarray | None:
+    """The best of some homographies after each was fitted again."""
     refined = [_refined(a, b, start, threshold) for start in starts if start is not None]
     return max(refined, key=lambda h: _support(h, a, b, threshold), default=None)
 
@@ -167,19 +202,26 @@ def _magsac_homography(a: np.ndarray, b: np.ndarray, threshold: float) -> np.nda
 
 
 def _refined(a: np.ndarray, b: np.ndarray, homography: np.ndarray, threshold: float) -> np.ndarray:
-    """Fitted again to the matches that agree, by weights (1 - r^2 / (k T)^2)^2 with k falling from 3 to 1."""
+    """Fitted again to the matches that agree, with widths that fall, if more agree then."""
+    again = _refitted(a, b, homography, threshold, _REFIT_WIDTHS)
+    return max((homography, again), key=lambda h: _support(h, a, b, threshold))
+
+
+def _refitted(
+    a: np.ndarray, b: np.ndarray, homography: np.ndarray, threshold: float, widths: Sequence[float]
+) -> np.ndarray:
+    """Fitted again by weights (1 - r^2 / (k T)^2)^2, once for each width k; as it was where too few matches agree."""
     points_a, points_b = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
-    best = homography
-    for width in _REFIT_WIDTHS:
+    for width in widths:
         share = (transfer_distance(homography, a, b) / (width * threshold)) ** 2
         weights = np.clip(1 - share, 0, 1) ** 2
         if np.count_nonzero(weights) < 2 * _SAMPLES["homography"]:
-            return best
+            return homography
         fitted = _scaled("homography", homography_dlt(points_a, points_b, weights=torch.from_numpy(weights)).numpy())
         if fitted is None:
-            return best
+            return homography
         homography = fitted
-    return max((best, homography), key=lambda h: _support(h, a, b, threshold))
+    return homography
 
 
 def _support(homography: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) -> float:

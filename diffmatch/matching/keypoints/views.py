@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, UInt8
 
 from diffmatch.errors import require
-from diffmatch.matching.keypoints.features import sift_of_gray
+from diffmatch.matching.keypoints.features import CONTRAST, sift_of_gray
 from diffmatch.matching.keypoints.record import Keypoints
 
 __all__ = ["View", "affine_view", "join_keypoints", "view_keypoints", "views_of_tilt"]
@@ -69,7 +69,7 @@ def affine_view(
 
 
 def view_keypoints(
-    gray: UInt8[np.ndarray, "h w"], view: View, *, max_keypoints: int, contrast_threshold: float = 0.04
+    gray: UInt8[np.ndarray, "h w"], view: View, *, max_keypoints: int, contrast_threshold: float = CONTRAST
 ) -> Keypoints:
     """SIFT keypoints of a view, in the pixels of the image.
 

@@ -13,7 +13,7 @@ from diffmatch.matching.keypoints.pairs import image_pairs, parse_intrinsics
 def matches(texture):
     picture = texture(200, 250)
     k = torch.tensor([[300.0, 0, 125], [0, 300, 100], [0, 0, 1]])
-    return match_images(picture, picture[10:, 20:], network=False, views="never", intrinsics=(k, k))
+    return match_images(picture, picture[10:, 20:], network="never", views="never", intrinsics=(k, k))
 
 
 def test_a_file_and_back(tmp_path, matches):

@@ -22,7 +22,7 @@ def error(matches, truth, size=(400, 300)):
 
 
 def test_a_known_homography_is_found(picture, warped):
-    found = match_images(picture, warped(picture, MILD), network=False)
+    found = match_images(picture, warped(picture, MILD), network="never")
     assert error(found, MILD) < 0.5
     assert found.planar
     assert found.stages == ("upright",)
@@ -38,7 +38,7 @@ def test_a_known_homography_is_found(picture, warped):
 
 
 def test_points_are_keypoints_and_one_to_one(picture, warped):
-    found = match_images(picture, warped(picture, MILD), network=False)
+    found = match_images(picture, warped(picture, MILD), network="never")
     for points, keypoints in ((found.points_a, found.keypoints_a), (found.points_b, found.keypoints_b)):
         places = {tuple(p) for p in keypoints.positions.tolist()}
         assert all(tuple(p) in places for p in points.tolist())
@@ -48,8 +48,8 @@ def test_points_are_keypoints_and_one_to_one(picture, warped):
 
 def test_views_find_what_upright_keypoints_do_not(picture, warped):
     other = warped(picture, SLANTED)
-    upright = match_images(picture, other, views="never", network=False)
-    found = match_images(picture, other, network=False)
+    upright = match_images(picture, other, views="never", network="never")
+    found = match_images(picture, other, network="never")
     assert found.count > max(2 * upright.count, 60)
     assert error(found, SLANTED) < 2
     assert found.stages[:2] == ("upright", "tilt 2.88")
@@ -58,13 +58,13 @@ def test_views_find_what_upright_keypoints_do_not(picture, warped):
 @pytest.mark.parametrize("turn", [90, 180])
 def test_turned_pictures(cv2, picture, turn):
     other = np.ascontiguousarray(np.rot90(picture, -turn // 90))
-    found = match_images(picture, other, network=False, views="never")
+    found = match_images(picture, other, network="never", views="never")
     truth = {90: [[0.0, -1, 299], [1, 0, 0], [0, 0, 1]], 180: [[-1.0, 0, 399], [0, -1, 299], [0, 0, 1]]}[turn]
     assert error(found, np.array(truth)) < 0.2
 
 
 def test_identical_pictures(picture):
-    found = match_images(picture, picture, network=False)
+    found = match_images(picture, picture, network="never")
     assert torch.equal(found.points_a, found.points_b)
     assert error(found, np.eye(3)) < 1e-3
 
@@ -80,10 +80,10 @@ def test_a_blank_picture_gives_an_empty_result(picture, shape):
 
 
 def test_pictures_without_overlap_are_not_matched(texture):
-    found = match_images(texture(seed=1), texture(seed=2), views="never", network=False)
+    found = match_images(texture(seed=1), texture(seed=2), views="never", network="never")
     assert found.count == 0
     assert found.homography is None
-    loose = match_images(texture(seed=1), texture(seed=2), views="never", network=False, keep="all", ratio=0.95)
+    loose = match_images(texture(seed=1), texture(seed=2), views="never", network="never", keep="all", ratio=0.95)
     assert len(loose.points_a) == len(loose.raw_points_a) > 0
     assert not loose.verified.any()
 
@@ -91,7 +91,7 @@ def test_pictures_without_overlap_are_not_matched(texture):
 def test_a_large_picture_is_shrunk_and_positions_are_those_of_the_original(cv2, picture, warped):
     large = cv2.resize(picture, (1200, 900), interpolation=cv2.INTER_CUBIC)
     scale = np.array([[3.0, 0, 1], [0, 3, 1], [0, 0, 1]])
-    found = match_images(large, warped(picture, MILD), max_pixels=160_000, network=False)
+    found = match_images(large, warped(picture, MILD), max_pixels=160_000, network="never")
     assert error(found, MILD @ np.linalg.inv(scale), size=(1200, 900)) < 1
     assert found.keypoints_a.image_size.tolist() == [1200, 900]
     assert found.points_a.max() > 600
@@ -99,8 +99,8 @@ def test_a_large_picture_is_shrunk_and_positions_are_those_of_the_original(cv2, 
 
 def test_all_matches_hold_the_verified_ones(picture, warped):
     other = warped(picture, MILD)
-    tight = match_images(picture, other, network=False)
-    loose = match_images(picture, other, network=False, keep="all", ratio=1.0)
+    tight = match_images(picture, other, network="never")
+    loose = match_images(picture, other, network="never", keep="all", ratio=1.0)
     assert loose.count >= 0.9 * tight.count
     assert loose.count < len(loose.points_a)
     assert not loose.inliers[~loose.verified].any()
@@ -132,15 +132,15 @@ def test_a_scene_in_space_and_its_pose(generator):
 
 def test_tensor_estimator_and_own_features(picture, warped):
     other = warped(picture, MILD)
-    by_tensors = match_images(picture, other, estimator="ransac", network=False)
+    by_tensors = match_images(picture, other, estimator="ransac", network="never")
     assert error(by_tensors, MILD) < 1
     own = match_images(
-        picture, other, features=lambda image: detect_sift(image.color, max_keypoints=500), network=False
+        picture, other, features=lambda image: detect_sift(image.color, max_keypoints=500), network="never"
     )
     assert own.keypoints_a.count == 500
     assert error(own, MILD) < 1
     both = [detect_sift(p, max_keypoints=500) for p in (picture, other)]
-    assert torch.equal(match_features(*both, network=False).points_a, own.points_a)
+    assert torch.equal(match_features(*both, network="never").points_a, own.points_a)
 
 
 @pytest.mark.untyped

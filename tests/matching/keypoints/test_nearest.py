@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from diffmatch.errors import InputError
 from diffmatch.matching.keypoints import Keypoints, match_nearest
-from diffmatch.matching.keypoints.nearest import nearest_descriptors, one_to_one
+from diffmatch.matching.keypoints.nearest import one_to_one
 
 
 def keypoints(n, seed=0, *, d=16, side=500.0, **changes):
@@ -94,14 +94,6 @@ def test_hardly_any_keypoints(n, m):
     assert pairs.shape == (len(scores), 2)
     assert pairs.dtype == torch.int64
     assert len(pairs) <= min(n, m)
-
-
-def test_candidates_are_the_nearest_ones():
-    a, b = keypoints(30), keypoints(40, 1)
-    near = nearest_descriptors(a, b, k=5)
-    distance = torch.cdist(a.descriptors, b.descriptors)
-    assert torch.allclose(near.distance, distance.sort(dim=1).values[:, :5], atol=1e-3)
-    assert torch.equal(near.back, distance.argmin(dim=0))
 
 
 @given(n=st.integers(0, 40), seed=st.integers(0, 99))
