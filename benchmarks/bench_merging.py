@@ -1,10 +1,11 @@
 """Merging nets trained from different seeds on Fashion-MNIST: loss barriers by method, many models, singular vectors.
 
 Set ``DIFFMATCH_DATA`` to the folder that holds ``fashion_mnist`` and ``DIFFMATCH_CACHE`` to one that keeps the trained
-nets. Pairs: mean over the pairs of three seeds of the barrier of the loss (largest rise above the straight line between
-the ends, at 1/4, 1/2 and 3/4), on images trained on and on test images, accuracy of the midpoint, and how much nearer
-the models came. Batch norm is reset everywhere, "repaired" adds REPAIR. Statistics of both, activation matching and
-what chooses among candidates see 2000 images trained on. Times are those of the alignment, one run each.
+nets. Pairs: mean and range over the pairs of three seeds of the barrier of the loss (largest rise above the straight
+line between the ends, at 1/4, 1/2 and 3/4), accuracy of the midpoint, and how much nearer the models came. Batch norm
+is reset everywhere, "repaired" adds REPAIR. Activations, losses that choose and statistics come from 2000 images
+trained on (1000 for convolutions), on which "seen" is measured too; "unseen" is as many others trained on. Times are
+those of the alignment, one run each.
 """
 
 import itertools
@@ -16,15 +17,17 @@ from typing import Any
 import torch
 from harness import Row
 from torch import Tensor, nn
-from trained_nets import Batches, batches, make, trained
+from torch.func import functional_call
+from torch.nn import functional as F
+from trained_nets import batches, make, trained
 
 from diffmatch.matching.weights import (
     PermutationSpec,
     apply_permutations,
     average_states,
-    barrier_curve,
     compose_permutations,
     identity_permutations,
+    interpolate_states,
     match_activations,
     match_many,
     match_sinkhorn,
@@ -33,6 +36,8 @@ from diffmatch.matching.weights import (
     mean_barrier,
     merge,
     permutation_spec,
+    repair,
+    reset_batch_norm,
     singular_alignment,
     weight_objective,
 )
@@ -41,7 +46,7 @@ OURS = "diffmatch"
 State = dict[str, Tensor]
 Permutations = dict[str, Tensor]
 PLACES = (0.25, 0.5, 0.75)
-STEPS = {"STE": 30, "Sinkhorn": 100}
+STEPS = {"STE": 60, "Sinkhorn": 100}
 
 
 class Nets:
@@ -49,35 +54,54 @@ class Nets:
 
     def __init__(self, kind: str, seeds: Sequence[int], *, tiny: bool) -> None:
         self.kind, self.tiny = kind, tiny
-        self.model = make(kind, tiny=tiny)
+        self.model = make(kind, tiny=tiny).eval()
         self.states = [trained(kind, seed, tiny=tiny) for seed in seeds]
-        limit = 200 if tiny else 2000
-        self.seen = _first(batches(kind, train=True, tiny=tiny, size=200 if tiny else 500), limit)
-        self.test = _first(batches(kind, train=False, tiny=tiny, size=200 if tiny else 500), 2 * limit)
+        size = 100 if tiny else 500 if kind.startswith("mlp") else 250
+        train, test = (batches(kind, train=own, tiny=tiny, size=size) for own in (True, False))
+        n = 1 if tiny else 4
+        self.seen, self.unseen, self.test = train[:n], train[-n:], test[: 2 * n]
         self.spec = permutation_spec(self.model, self.seen[0][0][:2])
         self.normed = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
+        self._ends: dict[int, dict[str, float]] = {}
 
-    def barrier(self, a: State, b: State, data: Batches, repair: Any = None) -> float:
-        kind = repair or ("reset" if self.normed else "none")
-        return barrier_curve(self.model, a, b, data, points=PLACES, repair=kind, statistics=self.seen).barrier
+    def barriers(self, a: State, b: State, moved: State, sets: Sequence[str]) -> dict[str, float]:
+        """Barriers of the loss between a model and another, permuted from ``b``; with "test" also the accuracy."""
+        for state in (a, b):
+            if id(state) not in self._ends:
+                self._ends[id(state)] = self.evaluate(state, ("seen", "unseen", "test"))
+        ends = [self._ends[id(state)] for state in (a, b)]
+        found = dict.fromkeys(sets, 0.0)
+        for t in PLACES:
+            between = interpolate_states(a, moved, t)
+            states = {"reset": reset_batch_norm(self.model, between, self.seen) if self.normed else between}
+            if any("repaired" in name for name in sets):
+                states["repaired"] = repair(self.model, between, [a, moved], self.seen, weights=(1 - t, t))
+            for name in sets:
+                kind = "repaired" if "repaired" in name else "reset"
+                data = name.split(",")[0]
+                values = self.evaluate(states[kind], (data,))
+                line = (1 - t) * ends[0][data] + t * ends[1][data]
+                found[name] = max(found[name], values[data] - line)
+                if name == "test" and t == 0.5:
+                    found["accuracy"] = values["accuracy"]
+        return found
 
-    def errors(self, a: State, b: State) -> float:
-        curve = barrier_curve(
-            self.model,
-            a,
-            b,
-            self.test,
-            loss=lambda found, targets: (found.argmax(1) != targets).double().mean(),
-            points=(0.5,),
-            repair="reset" if self.normed else "none",
-            statistics=self.seen,
-        )
-        return float(curve.losses[1])
+    def evaluate(self, state: State, sets: Sequence[str]) -> dict[str, float]:
+        """Mean loss of a state on sets of images, and its accuracy on the last."""
+        found: dict[str, float] = {}
+        for name in sets:
+            data = getattr(self, name)
+            with torch.no_grad():
+                logits = torch.cat([functional_call(self.model, state, (images,)) for images, _ in data])
+            labels = torch.cat([own for _, own in data])
+            found[name] = float(F.cross_entropy(logits, labels))
+            found["accuracy"] = float((logits.argmax(1) == labels).double().mean())
+        return found
 
 
 def run(bench: Any) -> None:
-    for kind in bench.sizes(["mlp", "cnn", "resnet8", "resnet8, 4 x wide"], tiny=["mlp"]):
-        seeds = (0, 1) if "wide" in kind or bench.tiny else (0, 1, 2)
+    for kind in bench.sizes(["mlp", "cnn", "resnet8", "resnet8, 16 wide", "resnet8, 64 wide"], tiny=["mlp"]):
+        seeds = (0, 1) if " wide" in kind or bench.tiny else (0, 1, 2)
         pairs(bench, Nets(kind, seeds, tiny=bench.tiny))
     for n in bench.sizes([3, 5], tiny=[3]):
         many(bench, Nets("mlp", range(n), tiny=bench.tiny))
@@ -115,16 +139,9 @@ def pairs(bench: Any, nets: Nets, names: Sequence[str] | None = None) -> None:
             begun = time.process_time()
             moved = apply_permutations(b, nets.spec, method(a, b))
             seconds.append(time.process_time() - begun)
-            found.append(
-                {
-                    "train barrier": nets.barrier(a, moved, nets.seen),
-                    "test barrier": nets.barrier(a, moved, nets.test),
-                    "repaired": nets.barrier(a, moved, nets.seen, "repair"),
-                    "accuracy": 1 - nets.errors(a, moved),
-                    "nearer": 1 - _distance(nets.spec, a, moved) / _distance(nets.spec, a, b),
-                }
-            )
-        _row(bench, f"pairs, {nets.kind}", name, f"{len(found)} pairs", seconds, _means(found))
+            barriers = nets.barriers(a, b, moved, ("seen", "unseen", "test", "seen, repaired", "unseen, repaired"))
+            found.append(barriers | {"nearer": 1 - _distance(nets.spec, a, moved) / _distance(nets.spec, a, b)})
+        _row(bench, f"pairs, {nets.kind}", name, f"{len(found)} pairs", seconds, _means(found) | _ranges(found))
 
 
 def many(bench: Any, nets: Nets) -> None:
@@ -164,7 +181,7 @@ def many(bench: Any, nets: Nets) -> None:
             "objective": sum(weight_objective(a, b, spec) for a, b in itertools.combinations(moved, 2)),
             "train barrier": mean_barrier(nets.model, moved, nets.seen).barrier,
             "test barrier": mean_barrier(nets.model, moved, nets.test).barrier,
-            "barrier of 2 and 3": nets.barrier(moved[1], moved[2], nets.seen),
+            "barrier of 2 and 3": nets.barriers(moved[1], states[2], moved[2], ("seen",))["seen"],
         }
         _row(bench, "many models", name, f"{len(states)} MLPs", [seconds], quality)
 
@@ -178,7 +195,7 @@ def in_turns(states: Sequence[State], spec: PermutationSpec, rounds: int = 100) 
         gain = 0.0
         for m in torch.randperm(len(states), generator=generator).tolist():
             mean = average_states([state for j, state in enumerate(moved) if j != m])
-            match = match_weights(mean, moved[m], spec)
+            match = match_weights(mean, moved[m], spec, start={})
             gain += (match.objective - match.initial) / abs(match.objective)
             moved[m] = apply_permutations(moved[m], spec, match.permutations)
             found[m] = compose_permutations(spec, found[m], match.permutations)
@@ -197,7 +214,7 @@ def directions(bench: Any, nets: Nets) -> None:
             merged = singular_alignment(a, average_states([a, other]), spec)
             row = {
                 "distance": _distance(spec, a, other),
-                "train barrier": nets.barrier(a, other, nets.seen),
+                "train barrier": nets.barriers(a, b, other, ("seen",))["seen"],
                 "spectra": float(statistics.spectra.mean()),
                 "R, all layers": statistics.mean_agreement,
                 "R with the mean": merged.mean_agreement,
@@ -221,13 +238,15 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
+def _ranges(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Smallest and largest barrier on the images seen."""
+    names = [name for name in rows[0] if name.startswith("seen")]
+    return {f"{name}, {f.__name__}": f(row[name] for row in rows) for name in names for f in (min, max)}
+
+
 def _distance(spec: PermutationSpec, a: State, b: State) -> float:
     squares = weight_objective(a, a, spec) + weight_objective(b, b, spec) - 2 * weight_objective(a, b, spec)
     return max(squares, 0.0) ** 0.5
-
-
-def _first(data: Batches, images: int) -> Batches:
-    return data[: max(1, images // len(data[0][0]))]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ SETUPS = {
     "mlp, 1024 wide": Setup(pool=1, images=10_000, epochs=2),
     "cnn": Setup(pool=2, images=12_000, epochs=6),
     "resnet8": Setup(pool=4, images=12_000, epochs=6),
-    "resnet8, 4 x wide": Setup(pool=4, images=12_000, epochs=4),
+    "resnet8, 16 wide": Setup(pool=4, images=12_000, epochs=6),
+    "resnet8, 64 wide": Setup(pool=4, images=12_000, epochs=6),
     "resnet20": Setup(pool=4, images=6_000, epochs=2),
 }
 
@@ -94,7 +95,7 @@ def make(kind: str, *, tiny: bool = False) -> nn.Module:
         return mlp(12 if tiny else 1024 if "1024" in kind else 512)
     if kind == "cnn":
         return cnn()
-    width = 4 if tiny else 16 if kind == "resnet20" else 128 if "wide" in kind else 32
+    width = 4 if tiny else {"resnet8": 32, "resnet8, 64 wide": 64}.get(kind, 16)
     return resnet(3 if kind == "resnet20" else 1, width)
 
 

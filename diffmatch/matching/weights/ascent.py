@@ -19,9 +19,18 @@ from diffmatch.matching.weights.permute import (
     identity_permutations,
     permute_tensor,
 )
+from diffmatch.matching.weights.rematching import rematch
 from diffmatch.matching.weights.spec import PermutationSpec
 
-__all__ = ["Alignment", "RememberingAlignment", "Structure", "ascend", "best_assignment", "inner_product", "packed"]
+__all__ = [
+    "Alignment",
+    "Structure",
+    "ascend",
+    "best_assignment",
+    "first_looks",
+    "inner_product",
+    "packed",
+]
 
 
 class Structure:
@@ -113,6 +122,7 @@ class Alignment:
     least_gain: float
     b: dict[str, Tensor] = field(init=False)
     _rows: dict[Incidence, Tensor] = field(init=False, default_factory=dict)
+    _prices: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         s = self.structure
@@ -130,11 +140,17 @@ class Alignment:
 
     def improve(self, atom: str) -> bool:
         """Give one atom its best permutation, the others held; whether anything changed."""
-        chosen, gain = best_assignment(self._gram(self.structure.places[atom]))
+        chosen, gain = self._best(atom, self._gram(self.structure.places[atom]))
         if gain <= self.least_gain:
             return False
         relative = chosen.reshape(self.structure.identity[atom].shape)
         return self._step({atom: relative}, trusted=atom not in self.structure.curved)
+
+    def look(self, atom: str, places: Sequence[Incidence]) -> None:
+        """Give one atom its best permutation by some of its places alone, whatever the others say."""
+        chosen, gain = self._best(atom, self._gram(places))
+        if gain > self.least_gain:
+            self._step({atom: chosen.reshape(self.structure.identity[atom].shape)}, trusted=True)
 
     def improve_jointly(self, atom: str) -> bool:
         """Pair the indices of an atom by the best inner permutations of its children; whether anything changed."""
@@ -173,7 +189,18 @@ class Alignment:
                 self.b.update(before)
                 return False
         self.permutations = compose(s.spec, self.permutations, full)
+        for name in self._prices.keys() & relative.keys():
+            self._prices[name] = self._prices[name][relative[name].flatten()]
         return True
+
+    def _best(self, atom: str, gram: Tensor) -> tuple[Tensor, float]:
+        """:func:`best_assignment` of a Gram matrix of an atom, from the prices of its last one."""
+        if len(gram) > 1 or gram.device.type != "cpu":
+            return best_assignment(gram)
+        prices = self._prices.setdefault(atom, torch.zeros(gram.shape[-1], dtype=torch.float64))
+        chosen = torch.arange(len(prices))
+        rematch(gram[0].numpy(), prices.numpy(), chosen.numpy())
+        return chosen[None], _gain(gram, chosen[None])
 
     def _gram(self, places: Sequence[Incidence]) -> Tensor:
         """Inner products of the units of both models, shape (parents, n, n)."""
@@ -206,64 +233,6 @@ class Alignment:
         return total.contiguous()
 
 
-@dataclass
-class RememberingAlignment(Alignment):
-    """An :class:`Alignment` that keeps the Gram matrices of simple atoms from one look to the next.
-
-    After the first sweeps few units move in a step. Only these are copied, and the matrices are brought up to date by
-    the products of these alone.
-    """
-
-    _grams: dict[str, Tensor] = field(init=False, default_factory=dict)
-
-    def against(self, a: Mapping[str, Tensor]) -> None:
-        """Go on with other tensors to be brought close to."""
-        super().against(a)
-        self._grams.clear()
-
-    def improve(self, atom: str) -> bool:
-        """Give one atom its best permutation, the others held; whether anything changed."""
-        if atom not in self.structure.simple:
-            return super().improve(atom)
-        if atom not in self._grams:
-            self._grams[atom] = self._gram(self.structure.places[atom])
-        chosen, gain = best_assignment(self._grams[atom])
-        if gain <= self.least_gain:
-            return False
-        self._move(atom, chosen[0])
-        return True
-
-    def _step(self, relative: dict[str, Tensor], *, trusted: bool) -> bool:
-        """Reorder the model as others do, and forget what depended on it."""
-        changed = super()._step(relative, trusted=trusted)
-        for name in relative if changed else ():
-            for other in self.structure.neighbours[name]:
-                self._grams.pop(other, None)
-        return changed
-
-    def _move(self, atom: str, order: Tensor) -> None:
-        """Reorder a simple atom; of its neighbours, whose tensors change, the matrices follow or are forgotten."""
-        s = self.structure
-        self.permutations = {**self.permutations, atom: self.permutations[atom][order.cpu()]}
-        units = (order != torch.arange(len(order), device=order.device)).nonzero().squeeze(1)
-        if 2 * len(units) > len(order):
-            for name, (axis,) in s.axes[atom].items():
-                self.b[name] = self.b[name].index_select(axis, order)
-            for other in (atom, *s.neighbours[atom]):
-                self._grams.pop(other, None)
-            return
-        source = order[units]
-        for name, (axis,) in s.axes[atom].items():
-            old, new = (self.b[name].index_select(axis, index) for index in (units, source))
-            self.b[name].index_copy_(axis, units, new)
-            for row, layout in enumerate(s.spec.layouts[name]):
-                if row != axis and isinstance(layout, Moved) and layout.atom in self._grams:
-                    x, change = self.a[name].index_select(axis, units), new - old
-                    x, change = (t.movedim(row, 0).flatten(1) for t in (x, change))
-                    self._grams[layout.atom][0].addmm_(x, change.T)
-        self._grams[atom][0].index_copy_(1, units, self._grams[atom][0].index_select(1, source))
-
-
 def packed(
     states: Sequence[Mapping[str, Tensor]], spec: PermutationSpec, names: Sequence[str]
 ) -> tuple[list[dict[str, Tensor]], PermutationSpec]:
@@ -292,6 +261,27 @@ def packed(
         for tensors, state in zip(found, states, strict=True):
             tensors[name] = torch.stack([state[column] for column in columns], 1)
     return found, PermutationSpec(spec.atoms, layouts)
+
+
+def first_looks(alignment: Alignment, *, generator: torch.Generator | None = None) -> None:
+    """Let each atom look once, at the tensors alone in which the others have looked or nothing else moves.
+
+    What an atom that has not looked yet holds says nothing about the order of its neighbours. Atoms with parents or
+    children wait, and those that no such tensor shows.
+
+    Args:
+        alignment: changed in place; the objective may fall.
+        generator: for a random order, on the CPU; None for that of the spec.
+    """
+    s = alignment.structure
+    names = [name for name in s.spec.atoms if s.occurs(name)]
+    waiting = set(names)
+    for i in range(len(names)) if generator is None else torch.randperm(len(names), generator=generator).tolist():
+        name = names[i]
+        places = [place for place in s.places[name] if not place.others & waiting]
+        if places and not s.parents[name] and not s.children[name]:
+            alignment.look(name, places)
+            waiting.discard(name)
 
 
 def ascend(
@@ -339,8 +329,12 @@ def ascend(
 def best_assignment(gram: Tensor) -> tuple[Tensor, float]:
     """Best assignment of each matrix, shape (b, n, n), and by how much all together beat the identity."""
     chosen = _solve(gram)
+    return chosen, _gain(gram, chosen)
+
+
+def _gain(gram: Tensor, chosen: Tensor) -> float:
     value = gram.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).sum(dtype=torch.float64)
-    return chosen, float(value - gram.diagonal(dim1=-2, dim2=-1).sum(dtype=torch.float64))
+    return float(value - gram.diagonal(dim1=-2, dim2=-1).sum(dtype=torch.float64))
 
 
 def inner_product(x: Tensor, y: Tensor) -> float:

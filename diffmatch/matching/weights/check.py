@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from diffmatch.matching.weights.evaluate import without_rounding
 from diffmatch.matching.weights.permute import apply_permutations, random_permutations
 from diffmatch.matching.weights.spec import PermutationSpec
 
@@ -32,9 +33,9 @@ def check_spec(
 ) -> PermutationSpec:
     """Compare a model with its permuted self in float64, and fix the atoms that change its outputs.
 
-    Weights and running statistics are drawn at random, since the ones and zeros of a fresh norm would hide an error. If
-    the outputs differ, the guilty atoms are found by bisection: first they lose their dependence on parents, and if
-    that does not help they are fixed.
+    Where the model computes in less precision, it is made to compute in float64 too. Weights and running statistics are
+    drawn at random, since the ones and zeros of a fresh norm would hide an error. If the outputs differ, the guilty
+    atoms are found by bisection: first they lose their dependence on parents, and if that does not help they are fixed.
 
     Args:
         spec: what to try.
@@ -90,7 +91,7 @@ class _Trial:
 
     def _outputs(self, state: dict[str, Tensor]) -> list[Tensor]:
         self.model.load_state_dict(state)
-        with torch.no_grad():
+        with torch.no_grad(), without_rounding():
             results = [self.model(*args, **kwargs) for args, kwargs in self.inputs]
         return [leaf.double() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
 

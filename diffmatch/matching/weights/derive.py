@@ -76,6 +76,10 @@ def _derive(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _export(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
+    config: Any = getattr(model, "config", None)
+    caches = getattr(config, "use_cache", None) is True  # transformers' caches are objects that cannot be traced
+    if caches:
+        config.use_cache = False
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused path hides the projections in one operation
     try:
@@ -88,6 +92,8 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise InputError("model", wanted, f"{type(error).__name__}: {text}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if caches:
+            config.use_cache = True
         for module, mode in training.items():
             module.training = mode
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffmatch.errors import InputError
 
@@ -24,6 +25,7 @@ __all__ = [
     "size_of",
     "targets_of",
     "untied",
+    "without_rounding",
 ]
 
 Batches = Iterable[Any]
@@ -71,6 +73,22 @@ def check_model_state(argument: str, model: nn.Module, state: Mapping[str, Tenso
 def entry(module: str, part: str) -> str:
     """Name in the state dict of a part of a module; the module itself has the name ""."""
     return f"{module}.{part}" if module else part
+
+
+class without_rounding(TorchDispatchMode):
+    """Within it floating-point tensors are cast to double where a model casts them to less.
+
+    Some models compute their norms in single precision whatever they are given; rounding would hide whether two ways of
+    computing agree.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        dtype = given.get("dtype")
+        casts = func is torch.ops.aten._to_copy.default and dtype is not None and dtype.is_floating_point
+        if casts and args[0].is_floating_point():
+            given = {**given, "dtype": torch.float64}
+        return func(*args, **given)
 
 
 @contextlib.contextmanager

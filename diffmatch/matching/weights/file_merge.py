@@ -80,9 +80,8 @@ def merge_files(
 
     Each model after the first is aligned to it by weight matching and the average is written, both tensor by tensor:
     what is held in memory is one pair of tensors and one Gram matrix. The result has the bits of
-    ``match_weights(..., frank_wolfe=False)`` and :func:`average_states`, except that sums over tensors larger than
-    ``block_bytes`` may round differently. A relaxation (Frank and Wolfe's), which holds whole models, is not tried, and
-    nothing is repaired. Dtypes stay; half precision is averaged in single.
+    ``match_weights(..., start={})`` and :func:`average_states`, except that sums over tensors larger than
+    ``block_bytes`` may round differently. Nothing is repaired. Dtypes stay; half precision is averaged in single.
 
     Args:
         checkpoints: files or folders, or opened ones, two at least.

@@ -1,5 +1,6 @@
 """Starts for weight matching that favour no order: ascent over doubly stochastic matrices from their centre."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,11 +12,14 @@ from diffmatch.matching.weights.ascent import best_assignment, inner_product
 from diffmatch.matching.weights.incidence import Incidence, incidences
 from diffmatch.matching.weights.layout import Fixed, Layout, Product, Segments, axis_index, moved
 from diffmatch.matching.weights.permute import Permutations, apply_permutations
+from diffmatch.matching.weights.rematching import rematch
 from diffmatch.matching.weights.spec import PermutationSpec
 
 __all__ = ["frank_wolfe_starts", "relaxed_atoms"]
 
 _HELD = "held by the relaxation"
+_FIRST_STEP = 0.1
+"""Share of the way towards given first corners; further, they would settle what the ascent is to find."""
 
 
 def frank_wolfe_starts(
@@ -23,6 +27,7 @@ def frank_wolfe_starts(
     spec: PermutationSpec,
     starts: Sequence[Permutations],
     *,
+    first_corners: Sequence[Permutations] | None = None,
     max_steps: int = 60,
     tol: float = 1e-4,
 ) -> list[Permutations]:
@@ -40,6 +45,8 @@ def frank_wolfe_starts(
         states: of each model the learned tensors that the spec describes.
         spec: of those tensors.
         starts: permutations of each model.
+        first_corners: of each model, what the first step goes some way towards; corners of the gradient, which at the
+            centre knows little but the means of the units, if None.
         max_steps: largest number of steps.
         tol: stop when the gap of Frank and Wolfe falls below this share of the objective.
 
@@ -62,13 +69,18 @@ def frank_wolfe_starts(
     first = apply_permutations(states[0], spec, starts[0])
     base = {name: first[name] for name in names}
     models = [_Model({name: state[name].contiguous() for name in names}, free, places) for state in held[1:]]
-    for _ in range(max_steps):
-        total = {name: torch.stack([base[name], *(m.mixed[name] for m in models)]).sum(0) for name in names}
-        gap = sum(model.aim(total) for model in models)
+    for k in range(max_steps):
+        if k == 0 and first_corners is not None:
+            for model, corners in zip(models, first_corners[1:], strict=True):
+                model.aim_at({atom: corners[atom] for atom in model.plans})
+            gap = math.inf
+        else:
+            total = {name: torch.stack([base[name], *(m.mixed[name] for m in models)]).sum(0) for name in names}
+            gap = sum(model.aim(total) for model in models)
         line = _objective_along(base, models)
         if gap <= tol * abs(line(0.0)):
             break
-        step = _largest(line)
+        step = _FIRST_STEP if k == 0 and first_corners is not None else _largest(line)
         for model in models:
             model.move(step)
     return [dict(starts[0]), *({**start, **m.rounded()} for start, m in zip(starts[1:], models, strict=True))]
@@ -88,6 +100,7 @@ class _Model:
         corners: permutations that the next step goes towards.
         indices: the corners as old indices of the axes of a layout, once asked for.
         line: coefficients of each mixed tensor along the next step, by powers.
+        solved: prices and columns of the last assignment of each atom.
     """
 
     tensors: dict[str, Tensor]
@@ -99,6 +112,7 @@ class _Model:
     corners: dict[str, Tensor] = field(init=False)
     indices: dict[Layout, Tensor] = field(init=False)
     line: dict[str, list[Tensor]] = field(init=False)
+    solved: dict[str, tuple[Tensor, Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         some = next(iter(self.tensors.values()))
@@ -125,15 +139,28 @@ class _Model:
                 for atom, place in found:
                     x, y = place.matrices(target)[0], place.matrices(tensor)[0].T
                     gradients[atom] = gradients[atom].addmm_(x, y) if atom in gradients else x @ y
+        corners = {atom: self._corner(atom, gradient) for atom, gradient in gradients.items()}
+        self.aim_at(corners)
         gap = 0.0
-        self.corners, self.indices = {}, {}
         for atom, gradient in gradients.items():
-            chosen = best_assignment(gradient[None])[0][0]
-            self.corners[atom] = chosen
-            value = gradient.gather(1, chosen[:, None]).sum(dtype=torch.float64)
+            value = gradient.gather(1, corners[atom][:, None]).sum(dtype=torch.float64)
             gap += float(value) - inner_product(gradient, self.plans[atom])
-        self._set_line()
         return gap
+
+    def aim_at(self, corners: dict[str, Tensor]) -> None:
+        """Go towards given corners."""
+        self.corners, self.indices = corners, {}
+        self._set_line()
+
+    def _corner(self, atom: str, gradient: Tensor) -> Tensor:
+        """The best assignment, on the CPU from that of the step before."""
+        if gradient.device.type != "cpu":
+            return best_assignment(gradient[None])[0][0]
+        if atom not in self.solved:
+            self.solved[atom] = torch.zeros(len(gradient), dtype=torch.float64), torch.arange(len(gradient))
+        prices, columns = self.solved[atom]
+        rematch(gradient.numpy(), prices.numpy(), columns.numpy())
+        return columns.clone()
 
     def move(self, step: float) -> None:
         """Go that share of the way to the corners."""

@@ -8,24 +8,26 @@ import torch
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_positive
-from diffmatch.matching.weights.ascent import Alignment, Structure, ascend, inner_product, packed
+from diffmatch.matching.weights.ascent import Alignment, Structure, first_looks, inner_product, packed
 from diffmatch.matching.weights.frank_wolfe import frank_wolfe_starts
 from diffmatch.matching.weights.layout import moved
 from diffmatch.matching.weights.permute import (
     Permutations,
+    apply_permutations,
     check_state,
     compose,
     full_permutations,
     inverse_permutations,
 )
+from diffmatch.matching.weights.remembering import RememberingAlignment
 from diffmatch.matching.weights.spec import PermutationSpec
 from diffmatch.matching.weights.weight_matching import learned_names, norm_products, ready_tensors
 
 __all__ = ["ManyMatch", "match_many"]
 
 
-_RELAXED_STEPS = 16
-"""More gain little: with 8, 16 and 60, three MLPs ended at 592.8, 593.3 and 594.1, in 3.3, 3.6 and 7.1 s."""
+_RELAXED_STEPS = 8
+"""More gain little and take longer than what follows."""
 
 
 @dataclass(frozen=True)
@@ -117,47 +119,85 @@ def match_many(
     tensors, moving = packed(tensors, spec, names)
     structure = Structure(moving)
     begun = [full_permutations(spec, permutations) for permutations in start or [{}] * len(states)]
-    models = [Alignment(structure, {}, own, first, least_gain) for own, first in zip(tensors, begun, strict=True)]
-    initial = _objective(models)
+    initial = constant + _objective(_moved(tensors, structure, begun))
+    looked = None
+    if start is None:
+        begun = looked = _first_looks(tensors, structure, begun, least_gain)
     if frank_wolfe:
-        begun = frank_wolfe_starts(tensors, structure.spec, begun, max_steps=_RELAXED_STEPS)
-        models = [Alignment(structure, {}, own, first, least_gain) for own, first in zip(tensors, begun, strict=True)]
+        begun = frank_wolfe_starts(tensors, structure.spec, begun, first_corners=looked, max_steps=_RELAXED_STEPS)
+    models = _company(tensors, structure, begun, least_gain)
     rounds, converged = _take_turns(models, max_rounds, generator or torch.Generator().manual_seed(0))
     home = inverse_permutations(spec, models[0].permutations)
     permutations = [compose(spec, model.permutations, home) for model in models]
-    return ManyMatch(permutations, constant + _objective(models), constant + initial, rounds, converged)
+    return ManyMatch(permutations, constant + _objective([m.b for m in models]), initial, rounds, converged)
 
 
-def _take_turns(models: list[Alignment], max_rounds: int, generator: torch.Generator) -> tuple[int, bool]:
-    """Improve the models against the sum of the others until none changes; passes, and whether that came about."""
-    total = _sum([model.b for model in models])
-    unchanged, previous = 0, -1
+def _first_looks(
+    tensors: Sequence[dict[str, Tensor]], structure: Structure, begun: Sequence[Permutations], least_gain: float
+) -> list[Permutations]:
+    """Each model in turn by first looks at the sum of those before."""
+    found, total = [begun[0]], tensors[0]
+    for own, start in zip(tensors[1:], begun[1:], strict=True):
+        alignment = Alignment(structure, total, own, start, least_gain)
+        first_looks(alignment)
+        found.append(alignment.permutations)
+        total = _sum([total, alignment.b])
+    return found
+
+
+def _company(
+    tensors: Sequence[dict[str, Tensor]], structure: Structure, begun: Sequence[Permutations], least_gain: float
+) -> list[RememberingAlignment]:
+    """The models as permuted, each to be brought close to the sum of the others."""
+    moved_all = _moved(tensors, structure, begun)
+    total = _sum(moved_all)
+    models = []
+    for own, start, moved_own in zip(tensors, begun, moved_all, strict=True):
+        others = {name: total[name] - tensor for name, tensor in moved_own.items()}
+        models.append(RememberingAlignment(structure, others, own, start, least_gain))
+    for model in models:
+        model.company = [other for other in models if other is not model]
+    return models
+
+
+def _take_turns(models: list[RememberingAlignment], max_rounds: int, generator: torch.Generator) -> tuple[int, bool]:
+    """Improve the models in turn until no atom of any can improve; the passes made, and whether that came about."""
+    s = models[0].structure
+    names = [name for name in s.spec.atoms if s.occurs(name)]
+    dirty = [set(names) for _ in models]
     for count in range(max_rounds):
         for m in torch.randperm(len(models), generator=generator).tolist():
-            if m == previous:  # just done, against the same sum
-                continue
-            model = models[m]
-            others = {name: total[name] - tensor for name, tensor in model.b.items()}
-            model.against(others)
-            before = model.permutations
-            ascend(model, max_sweeps=1)
-            changed = model.permutations is not before
-            unchanged = 0 if changed else unchanged + 1
-            previous = m
-            if changed:
-                total = {name: others[name] + tensor for name, tensor in model.b.items()}
-            if unchanged == len(models):
-                return count + 1, True
+            for name in names:
+                if name not in dirty[m]:
+                    continue
+                dirty[m].discard(name)
+                changed = models[m].improve(name)
+                if s.children[name] and models[m].improve_jointly(name):
+                    changed = True
+                if changed:
+                    near = {name, *s.neighbours[name]}
+                    for k, waiting in enumerate(dirty):
+                        # Linear in one atom, a step of a model is the best there is for it.
+                        settled = k == m and name not in s.curved and not s.children[name]
+                        waiting |= near - {name} if settled else near
+        if not any(dirty):
+            return count + 1, True
     return max_rounds, False
 
 
-def _objective(models: Sequence[Alignment]) -> float:
+def _moved(
+    tensors: Sequence[dict[str, Tensor]], structure: Structure, permutations: Sequence[Permutations]
+) -> list[dict[str, Tensor]]:
+    return [apply_permutations(own, structure.spec, p) for own, p in zip(tensors, permutations, strict=True)]
+
+
+def _objective(states: Sequence[Mapping[str, Tensor]]) -> float:
     """Sum over all pairs of the inner products of the models as permuted."""
     values = []
-    before = dict(models[0].b)
-    for model in models[1:]:
-        values += [inner_product(before[name], tensor) for name, tensor in model.b.items()]
-        before = _sum([before, model.b])
+    before = dict(states[0])
+    for state in states[1:]:
+        values += [inner_product(before[name], tensor) for name, tensor in state.items()]
+        before = _sum([before, state])
     return math.fsum(values)
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -13,7 +13,17 @@ from torch.nn import functional as F
 from diffmatch.errors import InputError, check_choice
 from diffmatch.matching.weights.activation_matching import match_activations
 from diffmatch.matching.weights.barrier import Barrier, barrier_curve, mean_barrier
-from diffmatch.matching.weights.evaluate import Batches, LossFunction, check_batches, check_model_state, mean_loss
+from diffmatch.matching.weights.evaluate import (
+    Batches,
+    LossFunction,
+    check_batches,
+    check_model_state,
+    evaluating,
+    inputs_of,
+    mean_loss,
+    outputs,
+    targets_of,
+)
 from diffmatch.matching.weights.interpolation import average_states, check_same_entries, check_weights
 from diffmatch.matching.weights.many_models import match_many
 from diffmatch.matching.weights.permute import Permutations, apply_permutations, check_state, identity_permutations
@@ -28,7 +38,10 @@ State = Mapping[str, Tensor]
 
 METHODS = ("auto", "identity", "weights", "activations", "activations+weights", "straight-through")
 _TRIED = ("identity", "weights", "activations", "activations+weights")
-"""By ``"auto"`` where there are data; the last method takes a training."""
+"""By ``"auto"`` where there are data; then :data:`_LOOSE` and the best of them are refined."""
+_LOOSE = "activations"
+"""Agrees least with the weights and so leaves most to the refinement: of MLPs the best start, if not the best itself."""
+_REFINED = "+straight-through"
 
 
 @dataclass(frozen=True)
@@ -89,8 +102,8 @@ def merge(
     """Merge trained models into one.
 
     The models are aligned, averaged, and, where there are data, repaired. With a model and data several alignments and
-    repairs are tried, and the one with the smallest loss of the merged model is taken. Without data the weights alone
-    decide and nothing is repaired, which is of no use for models with batch norm.
+    repairs are tried, the most promising are refined, and the one with the smallest loss of the merged model is taken.
+    Without data the weights alone decide and nothing is repaired, which is of no use for models with batch norm.
 
     Args:
         states: state dicts, two at least.
@@ -100,8 +113,9 @@ def merge(
             measurement of the merged model needs others.
         method: how to align: ``"identity"`` (not at all), ``"weights"`` (:func:`match_weights`, of more than two
             models :func:`match_many`), ``"activations"`` (:func:`match_activations`), ``"activations+weights"`` (the
-            second started from the first) or ``"straight-through"`` (:func:`match_straight_through`); ``"auto"`` tries
-            all but the last.
+            second started from the first) or ``"straight-through"`` (:func:`match_straight_through`). ``"auto"`` tries
+            the first four, and refines the third and the best by the last, which takes a training of some dozen steps
+            each; where the average is no worse than the models, or the loss has no gradient, it does not.
         permutations: one dict a model, applied instead of looking for any.
         weights: shares of the models in the average; equal if None.
         repair: ``"auto"``, ``"none"``, ``"reset"`` (:func:`reset_batch_norm`) or ``"repair"`` (:func:`repair`).
@@ -120,29 +134,81 @@ def merge(
     shares = check_weights(weights, len(states))
     report = progress or _silent
     notes: list[str] = []
-    kinds = _repairs(repair, model, states[0], data, notes)
-    best: _Trial | None = None
-    candidates: list[Candidate] = []
+    search = _Search(states, spec, model, data, loss, shares, _repairs(repair, model, states[0], data, notes), report)
     for name, found in _alignments(states, spec, model, data, method, permutations, loss, generator, report):
-        aligned = [apply_permutations(state, spec, moved) for state, moved in zip(states, found, strict=True)]
-        mean, objective = average_states(aligned, weights=shares), _objective(aligned, spec)
-        for kind in kinds:
-            state, value = mean, None
-            if model is not None and data is not None:
-                report(f"loss of the average, aligned by {name}, repair {kind}")
-                state = mend(kind, model, mean, aligned, data, weights=shares)
-                value = mean_loss(model, state, data, loss)
-            candidates.append(Candidate(name, kind, objective, value))
-            trial = _Trial(candidates[-1], state, aligned, found)
-            if best is None or trial.beats(best):
-                best = trial
-    assert best is not None
+        search.consider(name, found)
+    if method == "auto" and permutations is None:
+        search.refine()
+    best = search.best
     barrier = None
     if model is not None and data is not None:
         report("barrier")
         barrier = _barrier(model, best, data, loss, points, shares)
     chosen = best.candidate
-    return MergeResult(best.state, best.permutations, chosen.method, chosen.repair, barrier, candidates, notes)
+    return MergeResult(best.state, best.permutations, chosen.method, chosen.repair, barrier, search.candidates, notes)
+
+
+@dataclass
+class _Search:
+    """Candidates as they are tried, and the best so far."""
+
+    states: Sequence[State]
+    spec: PermutationSpec
+    model: nn.Module | None
+    data: Batches | None
+    loss: LossFunction
+    shares: list[float]
+    repairs: list[Repair]
+    report: Callable[[str], object]
+    candidates: list[Candidate] = field(default_factory=list)
+    found: dict[str, list[Permutations]] = field(default_factory=dict)
+    trials: list["_Trial"] = field(default_factory=list)
+
+    @property
+    def best(self) -> "_Trial":
+        """The best so far, which alone is kept whole."""
+        return self.trials[0]
+
+    def consider(self, name: str, found: list[Permutations]) -> None:
+        """Average the models as permuted, with every repair."""
+        self.found[name] = found
+        aligned = [apply_permutations(s, self.spec, moved) for s, moved in zip(self.states, found, strict=True)]
+        mean, objective = average_states(aligned, weights=self.shares), _objective(aligned, self.spec)
+        for kind in self.repairs:
+            state, value = mean, None
+            if self.model is not None and self.data is not None:
+                self.report(f"loss of the average, aligned by {name}, repair {kind}")
+                state = mend(kind, self.model, mean, aligned, self.data, weights=self.shares)
+                value = mean_loss(self.model, state, self.data, self.loss)
+            self.candidates.append(Candidate(name, kind, objective, value))
+            trial = _Trial(self.candidates[-1], state, aligned, found)
+            if not self.trials or trial.beats(self.best):
+                self.trials = [trial]
+
+    def refine(self) -> None:
+        """Go on by the loss itself, where the best average is worse than the models."""
+        model, data, reached = self.model, self.data, self.best.candidate.loss
+        if model is None or data is None or reached is None:
+            return
+        own = [share * mean_loss(model, s, data, self.loss) for s, share in zip(self.states, self.shares, strict=True)]
+        if not reached > sum(own) or not _has_gradient(model, self.states[0], data, self.loss):
+            return
+        for name in dict.fromkeys([_LOOSE, self.best.candidate.method]):
+            self.report(f"straight-through estimator from {name}")
+            learned = match_straight_through(
+                model, self.states, self.spec, data, loss=self.loss, start=self.found[name], progress=False
+            )
+            self.consider(name + _REFINED, learned.permutations)
+
+
+def _has_gradient(model: nn.Module, state: State, data: Batches, loss: LossFunction) -> bool:
+    """Whether the loss can be followed downhill; a share of errors cannot."""
+    batch = next(iter(data))
+    learned = {name for name, own in model.named_parameters(remove_duplicate=False) if own.is_floating_point()}
+    tensors = {name: tensor.detach().requires_grad_(name in learned) for name, tensor in state.items()}
+    with evaluating(model), torch.enable_grad():
+        value = loss(outputs(model, tensors, inputs_of(batch)), targets_of(batch).to(next(iter(state.values())).device))
+    return value.requires_grad
 
 
 @dataclass(frozen=True)

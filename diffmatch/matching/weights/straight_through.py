@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from diffmatch.errors import InputError, check_positive
 from diffmatch.fitting import fit
 from diffmatch.history import FitState
-from diffmatch.matching.weights.ascent import Alignment, Structure, ascend
+from diffmatch.matching.weights.ascent import Alignment, Structure, ascend, first_looks
 from diffmatch.matching.weights.evaluate import Batches, LossFunction
 from diffmatch.matching.weights.midpoint import LearnedMatch, Midpoint
 from diffmatch.matching.weights.permute import Permutations, check_state, full_permutations
@@ -20,6 +20,9 @@ __all__ = ["match_straight_through"]
 _DECAY = 0.9
 """Of the running mean of the loss, by which the permutations of a step are judged."""
 
+_SHARE = 0.1
+"""Of the model as permuted by a given start in the free weights at the beginning, for weight matching to find it."""
+
 
 def match_straight_through(
     model: nn.Module,
@@ -29,8 +32,8 @@ def match_straight_through(
     *,
     loss: LossFunction = F.cross_entropy,
     start: Sequence[Mapping[str, Tensor]] | None = None,
-    steps: int = 50,
-    lr: float = 1e-3,
+    steps: int = 60,
+    lr: float = 2e-3,
     max_sweeps: int = 2,
     progress: bool = True,
 ) -> LearnedMatch:
@@ -38,8 +41,9 @@ def match_straight_through(
 
     Each model but the first gets free weights Θ̃, which begin as those of the first, and the permutation that weight
     matching finds between them and the model. The loss is that of the mean (Θ_1 + Σ_m π_m·Θ_m) / M; its gradient passes
-    through π_m·Θ_m to Θ̃_m as if they were equal. At the start this is weight matching; the steps then leave it for
-    permutations that the loss prefers.
+    through π_m·Θ_m to Θ̃_m as if they were equal. At first this is weight matching; the steps then leave it for
+    permutations that the loss prefers. With a start, the free weights begin with some of the model as permuted by it,
+    so that what is found is near the start rather than near weight matching.
 
     It takes a run of the model and some sweeps of weight matching a step. What it finds is good at that mean and need
     not be elsewhere: of three models aligned to the first, the second and third are not thereby aligned with each
@@ -51,15 +55,15 @@ def match_straight_through(
         spec: what may move.
         data: batches of inputs and targets, gone through again and again, one batch a step.
         loss: mean loss of a batch from outputs and targets.
-        start: permutations that weight matching begins with, one dict a model; identity if None.
+        start: permutations to begin with, one dict a model; those of :func:`match_weights` if None.
         steps: of Adam on the free weights.
         lr: its learning rate.
         max_sweeps: of weight matching in each step, from the permutations of the step before.
         progress: show a bar on a terminal.
 
     Returns:
-        Of weight matching, the step with the least running mean of the loss, and the last one, the permutations whose
-        mean model has the smallest loss on all data.
+        Of the start (or weight matching), the step with the least running mean of the loss, and the last one, the
+        permutations whose mean model has the smallest loss on all data.
 
     Raises:
         InputError: an argument does not fit the others, or there are no data.
@@ -75,9 +79,10 @@ def match_straight_through(
     for m, state in enumerate(states):
         check_state(f"states[{m}]", state, spec)
     middle = Midpoint(model, states, spec, data, loss)
-    begun = [full_permutations(spec, permutations) for permutations in start or [{}] * len(states)]
-    projected = _Projected(states, spec, begun, max_sweeps)
+    projected = _Projected(states, spec, start, max_sweeps)
     first = projected.permutations()
+    if start is not None:
+        first = [full_permutations(spec, permutations) for permutations in start]
     running: float | None = None
     least, best = float("inf"), first
 
@@ -109,22 +114,29 @@ class _Projected:
         self,
         states: Sequence[Mapping[str, Tensor]],
         spec: PermutationSpec,
-        start: list[Permutations],
+        start: Sequence[Mapping[str, Tensor]] | None,
         max_sweeps: int,
     ) -> None:
         names = learned_names(states[0], spec)
         tensors = [ready_tensors(f"states[{m}]", state, names) for m, state in enumerate(states)]
         structure = Structure(PermutationSpec(spec.atoms, {name: spec.layouts[name] for name in names}))
         self.names, self.max_sweeps = structure.names, max_sweeps
-        self.start = start[0]
-        self.anchor = Alignment(structure, tensors[0], tensors[0], start[0], 0.0).b
-        self.latents = [{name: self.anchor[name].clone().requires_grad_() for name in self.names} for _ in states[1:]]
+        begun = [full_permutations(spec, permutations) for permutations in start or [{}] * len(states)]
+        self.start = begun[0]
+        self.anchor = Alignment(structure, tensors[0], tensors[0], self.start, 0.0).b
         self.models = [
             Alignment(structure, self.anchor, own, first, 1e-7 * norm_products(tensors[0], own))
-            for own, first in zip(tensors[1:], start[1:], strict=True)
+            for own, first in zip(tensors[1:], begun[1:], strict=True)
         ]
+        self.latents = []
         for aligned in self.models:
+            share = 0.0 if start is None else _SHARE
+            free = {name: self.anchor[name].lerp(aligned.b[name], share) for name in self.names}
+            aligned.against(free)
+            if start is None:
+                first_looks(aligned)
             ascend(aligned, max_sweeps=100)
+            self.latents.append({name: tensor.clone().requires_grad_() for name, tensor in free.items()})
 
     def mean(self) -> dict[str, Tensor]:
         """Follow the free weights; then the mean of the models, whose gradient goes to the free weights."""

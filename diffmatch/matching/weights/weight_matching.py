@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_positive
-from diffmatch.matching.weights.ascent import RememberingAlignment, Structure, ascend, inner_product, packed
+from diffmatch.matching.weights.ascent import Structure, ascend, first_looks, inner_product, packed
 from diffmatch.matching.weights.frank_wolfe import frank_wolfe_starts
 from diffmatch.matching.weights.permute import Permutations, check_state, full_permutations
+from diffmatch.matching.weights.remembering import RememberingAlignment
 from diffmatch.matching.weights.spec import PermutationSpec
 
 __all__ = ["WeightMatch", "learned_names", "match_weights", "norm_products", "ready_tensors", "weight_objective"]
@@ -24,8 +25,8 @@ class WeightMatch:
         permutations: to be applied to the second model.
         objective: what was maximised; of weights, the inner product of the first model's learned ones and the permuted
             second's.
-        initial: the same before.
-        sweeps: passes over the atoms, of the start that was kept.
+        initial: the same before, of ``start`` or without permutations.
+        sweeps: passes over the atoms, of the run that was kept.
         converged: no single atom could improve the objective any more.
     """
 
@@ -42,7 +43,7 @@ def match_weights(
     spec: PermutationSpec,
     *,
     start: Mapping[str, Tensor] | None = None,
-    frank_wolfe: bool | None = None,
+    frank_wolfe: bool = False,
     restarts: int = 0,
     max_sweeps: int = 100,
     tol: float = 1e-7,
@@ -56,18 +57,20 @@ def match_weights(
     one of its tensors has changed. Where inner permutations belong to an outer index, such as those of attention heads,
     both levels are solved together: every pair of heads by its best inner assignment, and the heads by these values.
 
-    The problem is NP-hard and the result depends on the start and the order. A residual stream, which many tensors hold
-    in place, is where this shows: there a second start comes from a relaxation to doubly stochastic matrices (ascent
-    after Frank and Wolfe from their centre), and the larger objective wins.
+    The problem is NP-hard and the result depends on the start and the order. The order in which a model happens to come
+    says nothing, so without a start each atom looks first at those tensors alone whose other atoms have looked before
+    it, the inputs and outputs of the model being fixed; the ascent over all tensors begins from there. On trained nets
+    that takes a third of the sweeps that the identity takes and ends higher; of planted permutations of residual nets,
+    which the identity mostly misses, it finds all that a relaxation does.
 
     Args:
         state_a: state dict of the model that stays.
         state_b: state dict of the model that is aligned; integers and buffers do not count.
         spec: what may move.
-        start: permutations to begin with; identity if None.
-        frank_wolfe: whether to start from a relaxation too; None where there is a residual stream. It costs several
-            times the ascent.
-        restarts: further runs from ``start`` in random orders.
+        start: permutations to begin with; ``{}`` is the identity. If None, what the first looks find.
+        frank_wolfe: whether to start from a relaxation to doubly stochastic matrices too (ascent after Frank and Wolfe
+            from their centre); the larger objective wins. It costs many times the ascent.
+        restarts: further runs in random orders.
         max_sweeps: largest number of passes over the atoms.
         tol: smallest gain that counts, relative to Σ_k ‖A_k‖ ‖B_k‖.
         generator: source of the orders, on the CPU; None for a fixed seed.
@@ -92,25 +95,23 @@ def match_weights(
     structure = Structure(moving)
     constant = total - math.fsum(inner_product(a[name], b[name]) for name in structure.names)
 
-    def run(begin: Permutations, order: torch.Generator | None = None) -> WeightMatch:
-        alignment = RememberingAlignment(structure, a, b, begin, least_gain)
-        initial = alignment.objective()
-        sweeps, converged = ascend(alignment, max_sweeps=max_sweeps, generator=order)
-        reached = alignment.objective()
-        return WeightMatch(alignment.permutations, constant + reached, constant + initial, sweeps, converged)
+    initial = full_permutations(spec, start or {})
 
-    first = full_permutations(spec, start or {})
-    best = run(first)
-    others: list[tuple[Permutations, torch.Generator | None]] = []
-    if frank_wolfe or (frank_wolfe is None and structure.has_stream):
-        others.append((frank_wolfe_starts([a, b], structure.spec, [structure.identity, first])[1], None))
+    def run(begin: Permutations, *, look: bool, order: torch.Generator | None = None) -> WeightMatch:
+        alignment = RememberingAlignment(structure, a, b, begin, least_gain)
+        before = constant + alignment.objective() if start else total
+        if look:
+            first_looks(alignment, generator=order)
+        sweeps, converged = ascend(alignment, max_sweeps=max_sweeps, generator=order)
+        return WeightMatch(alignment.permutations, constant + alignment.objective(), before, sweeps, converged)
+
+    found = [run(initial, look=start is None)]
+    if frank_wolfe:
+        relaxed = frank_wolfe_starts([a, b], structure.spec, [structure.identity, initial])[1]
+        found.append(run(relaxed, look=False))
     generator = generator or torch.Generator().manual_seed(0)
-    others += [(first, generator)] * restarts
-    for begin, order in others:
-        found = run(begin, order)
-        if found.objective > best.objective:
-            best = replace(found, initial=best.initial)
-    return best
+    found += [run(initial, look=start is None, order=generator) for _ in range(restarts)]
+    return replace(max(found, key=lambda match: match.objective), initial=found[0].initial)
 
 
 def weight_objective(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], spec: PermutationSpec) -> float:

@@ -305,7 +305,14 @@ CASES = {
         lambda: ResNet((3, 4, 6, 3), 2, bottleneck=True), _image(), 37, "the stem, 4 streams, 16 blocks of two"
     ),
     "vgg16": Case(VGG, _image(size=64), 15, "13 convolutions, 2 hidden linear layers"),
-    "encoder": Case(Encoder, _tokens(11), 9, "the stream; in each layer heads, q with k, v, the hidden layer"),
+    "encoder": Case(
+        Encoder,
+        _tokens(11),
+        9,
+        "the stream; in each layer heads, q with k, v, the hidden layer. Scores see q and k only, and v only meets the "
+        "output projection, so that the two insides of a head move apart although one tensor holds all three; as one "
+        "they would make 7",
+    ),
     "decoder": Case(Decoder, _tokens(13), 9, "the stream; in each layer heads, q with k, v, the gated hidden layer"),
     "decoder, gqa": Case(
         lambda: Decoder(kv_heads=2), _tokens(13), 11, "as before, heads being groups and members of a group"

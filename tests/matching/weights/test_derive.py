@@ -59,6 +59,44 @@ def test_heads_carry_their_own_inner_permutations(cases):
     assert sorted(atom.size for atom in of_groups) == [2, 6, 6]  # members of a group, q with k, v
 
 
+class SingleNorm(nn.Module):
+    """RMSNorm that computes in single precision whatever it is given, as many language models do."""
+
+    def forward(self, x):
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def test_a_norm_in_single_precision_holds_nothing():
+    model = nn.Sequential(nn.Linear(3, 6), SingleNorm(), nn.Linear(6, 2))
+    assert [atom.size for atom in permutation_spec(model, torch.zeros(2, 3)).atoms.values()] == [6]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_language_model_of_the_transformers_package():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+    )
+    spec = permutation_spec(transformers.LlamaForCausalLM(config), torch.arange(10).reshape(2, 5))
+    assert spec.checked
+    # The stream; in each layer groups of heads, members of a group, v, the gated hidden layer: q and k are held by the
+    # rotation.
+    assert sorted(atom.size for atom in spec.atoms.values()) == [2, 2, 2, 2, 4, 4, 16, 24, 24]
+    wanted = {
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        *(f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)),
+    }
+    assert {frozen.parameter for frozen in spec.frozen} >= wanted
+
+
 def test_tied_weights_stay_tied(cases, generator):
     model = cases["decoder"].make()
     spec = permutation_spec(model, cases["decoder"].inputs())
@@ -103,6 +141,7 @@ class Reads(nn.Module):
     ("read", "sizes"),
     [
         (lambda y: y.cumsum(-1), []),
+        (lambda y: torch.diff(y, 1, -1, y[:, :1]), []),
         (lambda y: y.roll(1, -1), []),
         (lambda y: y.sort(-1).values, []),
         (lambda y: y * torch.arange(6), []),

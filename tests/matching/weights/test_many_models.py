@@ -90,7 +90,7 @@ def test_the_objective_is_that_of_the_permuted_models_and_a_local_maximum(genera
     moved = [apply_permutations(state, SPEC, p) for state, p in zip(states, match.permutations, strict=True)]
     for m in range(3):
         others = {name: sum(moved[j][name] for j in range(3) if j != m) for name in moved[0]}
-        again = match_weights(others, moved[m], SPEC)
+        again = match_weights(others, moved[m], SPEC, start={})
         assert again.objective == pytest.approx(again.initial)
     again = match_many(states, SPEC, start=match.permutations, frank_wolfe=False)
     assert again.objective == pytest.approx(match.objective)

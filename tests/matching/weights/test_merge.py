@@ -88,7 +88,9 @@ def test_with_data_the_smallest_loss_wins(plain):
     data, lines = samples(), []
     result = merge([a, b], spec, model=model, data=[data], progress=lines.append, points=5)
     tried = {(c.method, c.repair): c.loss for c in result.candidates}
-    methods = ("identity", "weights", "activations", "activations+weights")
+    methods = ["identity", "weights", "activations", "activations+weights"]
+    first = min((key for key in tried if key[0] in methods), key=tried.get)
+    methods += [f"{name}+straight-through" for name in dict.fromkeys(["activations", first[0]])]
     assert list(tried) == [(method, repair) for method in methods for repair in ("none", "repair")]
     assert tried[result.method, result.repair] == min(tried.values())
     assert loss_of(model, result.state, data) == pytest.approx(min(tried.values()))
@@ -97,6 +99,14 @@ def test_with_data_the_smallest_loss_wins(plain):
     assert float(result.barrier.losses[2]) == pytest.approx(min(tried.values()))
     assert float(result.barrier.losses[0]) == pytest.approx(loss_of(model, a, data))
     assert result.barrier.lambdas.tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_loss_without_gradient_chooses_but_does_not_refine(plain):
+    model, spec, (a, b, _) = plain
+    result = merge(
+        [a, b], spec, model=model, data=[samples()], loss=lambda y, t: (y.argmax(1) != t).double().mean(), points=3
+    )
+    assert {c.method for c in result.candidates} == {"identity", "weights", "activations", "activations+weights"}
 
 
 def test_batch_norm_is_reset(normed):

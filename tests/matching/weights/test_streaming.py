@@ -50,7 +50,7 @@ def same_bits(x: dict[str, torch.Tensor], y) -> bool:
 
 
 def in_memory(states, spec, weights=None):
-    matches = [match_weights(states[0], state, spec, frank_wolfe=False) for state in states[1:]]
+    matches = [match_weights(states[0], state, spec, start={}) for state in states[1:]]
     aligned = [
         states[0],
         *(apply_permutations(s, spec, m.permutations) for s, m in zip(states[1:], matches, strict=True)),

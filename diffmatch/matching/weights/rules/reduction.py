@@ -40,7 +40,7 @@ def order(walk: Walk, x: Value, *settings: Any, dim: int | None = None, **_: Any
     return unknown(walk, x)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll", "diff", "renorm")
+@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll")
 def along(walk: Walk, x: Value, *settings: Any, dims: Any = None, dim: Any = None, **_: Any) -> Value:
     """The order along an axis matters."""
     named = settings[-1] if settings else (dims if dims is not None else dim)
