@@ -1,41 +1,32 @@
-"""Oriented points made ready for a surface: outliers, noise, areas, and normals where there are none.
+"""Oriented points made ready for a surface: outliers, areas, and normals where there are none.
 
 Everything here is float64 numpy on the CPU and does not depend on the unit of length.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
-from scipy.sparse.linalg import cg
 from scipy.spatial import cKDTree
 
-__all__ = ["denoised", "estimated_normals", "inliers", "noise_level", "point_areas", "smoothed_normals", "thinned"]
+__all__ = [
+    "NEIGHBOURS",
+    "SAME_SHEET",
+    "estimated_normals",
+    "inliers",
+    "neighbours",
+    "point_areas",
+    "smoothed_normals",
+    "thinned",
+]
 
 NEIGHBOURS = 12
 SAME_SHEET = 0.7  # largest difference of unit normals between neighbours on one smooth sheet: 41 degrees
 ISOLATED = 3.0  # times farther from its neighbours than these from theirs, a point is an outlier
 SUPPORT = 3  # neighbours that must agree with a point
 SMALL_PIECE = 10  # points; smaller groups apart from the others are outliers
-# A pair of neighbours h apart whose normals differ by d is off the rule of mean normals by about this times h d, on
-# smooth surfaces and on facets alike.
-PAIR_ERROR = 0.5
-LEAST_PAIR_ERROR = 0.01  # in units of the noise: keeps the system well conditioned
-ROBUST_ROUNDS = 2
-ROBUST_PAIRS, ROBUST_POINTS = 2.0, 4.0  # widths of the Cauchy weights, in standard deviations
 NORMAL_RIDGE = 0.1
 NORMAL_CUT = 0.5  # width, as a difference of unit normals, of the bilateral weights
 PCA_NEIGHBOURS = 20
-
-
-class _Pairs(NamedTuple):
-    """Neighbours on one smooth sheet, each pair once."""
-
-    one: np.ndarray  # (e,)
-    other: np.ndarray
-    normals: np.ndarray  # mean normals, unit, (e, 3)
-    change: np.ndarray  # lengths of the differences of the normals, (e,)
 
 
 def inliers(points: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
@@ -49,7 +40,7 @@ def inliers(points: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
     kept = np.ones(n, dtype=bool)
     for _ in range(2):  # outliers among the neighbours hide others
         index = np.flatnonzero(kept)
-        distance, near = _neighbours(points[index], NEIGHBOURS)
+        distance, near = neighbours(points[index], NEIGHBOURS)
         reach = distance.mean(1)
         good = reach <= ISOLATED * np.median(reach[near], axis=1)
         if normals is not None:
@@ -57,7 +48,7 @@ def inliers(points: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
         kept[index[~good]] = False
     index = np.flatnonzero(kept)
     if len(index) > NEIGHBOURS:
-        _, near = _neighbours(points[index], NEIGHBOURS)
+        _, near = neighbours(points[index], NEIGHBOURS)
         rows = np.repeat(np.arange(len(index)), near.shape[1])
         graph = coo_array((np.ones(near.size), (rows, near.ravel())), shape=(len(index),) * 2)
         _, piece = connected_components(graph, directed=False)
@@ -66,69 +57,9 @@ def inliers(points: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
     return kept
 
 
-def noise_level(points: np.ndarray, normals: np.ndarray) -> float:
-    """Standard deviation of the positions along the normals, from pairs of neighbours where the surface is flattest."""
-    pairs = _pairs(points, normals)
-    if len(pairs.one) == 0:
-        return 0.0
-    offset = points[pairs.one] - points[pairs.other]
-    height = np.abs((offset * pairs.normals).sum(1))
-    bend = pairs.change * np.linalg.norm(offset, axis=1)
-    flattest = bend <= np.quantile(bend, 0.25)
-    return float(np.median(height[flattest]) / 0.6745 / np.sqrt(2))
-
-
-def denoised(points: np.ndarray, normals: np.ndarray, noise: float) -> np.ndarray:
-    """Points moved onto a surface that fits their normals; shape (n, 3).
-
-    Between two points of a quadric, the chord is at a right angle to the mean of the normals, up to third order. So
-    positions x are sought that minimise ``|x - points|^2 / noise^2 + sum over pairs ((x_i - x_j) m_ij)^2 / s_ij^2``,
-    with the mean normals m and the error s that this rule has on a pair: one sparse least-squares problem, in which
-    noise averages out over as much of the surface as the normals can carry. Pairs across sharp edges take no part,
-    and Cauchy weights keep the influence of errors bounded.
-
-    Args:
-        points: shape (n, 3).
-        normals: unit, shape (n, 3).
-        noise: standard deviation of each coordinate of the points, in their unit; positive.
-    """
-    pairs = _pairs(points, normals)
-    n, e = len(points), len(pairs.one)
-    if e == 0:
-        return points
-    length = np.linalg.norm(points[pairs.one] - points[pairs.other], axis=1)
-    weights = noise**2 / ((PAIR_ERROR * pairs.change * length) ** 2 + (LEAST_PAIR_ERROR * noise) ** 2)
-    axes = np.arange(3)
-    columns = np.concatenate([(3 * end[:, None] + axes).ravel() for end in (pairs.one, pairs.other)])
-    rows = np.tile(np.repeat(np.arange(e), 3), 2)
-    entries = np.concatenate([pairs.normals.ravel(), -pairs.normals.ravel()])
-    chords = csr_array((entries, (rows, columns)), shape=(e, 3 * n))
-    transposed = chords.T.tocsr()
-    heights = chords @ points.ravel()
-    moved = np.zeros(3 * n)
-    pair_trust, point_trust = np.ones(e), np.ones(3 * n)
-    for round_ in range(ROBUST_ROUNDS + 1):
-        trusted = weights * pair_trust
-        system = transposed @ chords.multiply(trusted[:, None]).tocsr() + _diagonal(point_trust)
-        moved, _ = cg(
-            system,
-            transposed @ (trusted * heights),
-            x0=moved,
-            rtol=1e-4 if round_ < ROBUST_ROUNDS else 1e-5,
-            maxiter=1000,
-            M=_diagonal(1 / system.diagonal()),
-        )
-        residual = np.abs(heights - chords @ moved) * np.sqrt(weights)
-        scale = np.median(residual) / 0.6745 + 1e-300
-        pair_trust = 1 / (1 + (residual / (ROBUST_PAIRS * scale)) ** 2)
-        far = np.linalg.norm(moved.reshape(-1, 3), axis=1) / (ROBUST_POINTS * noise)
-        point_trust = np.repeat(1 / (1 + far**2), 3)
-    return np.asarray(points - moved.reshape(-1, 3))
-
-
 def smoothed_normals(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
     """Normals at the points from those of their neighbours, unit, (n, 3): a regression with bilateral weights."""
-    distance, near = _neighbours(points, NEIGHBOURS, itself=True)
+    distance, near = neighbours(points, NEIGHBOURS, itself=True)
     offset, around = points[near] - points[:, None], normals[near]
     difference = np.square(around - normals[:, None]).sum(2)
     weight = np.exp(-np.square(distance / (0.6 * distance[:, -1:])) - difference / NORMAL_CUT**2)
@@ -149,7 +80,7 @@ def estimated_normals(points: np.ndarray) -> np.ndarray:
     each piece turned so that its volume is positive.
     """
     n = len(points)
-    _, near = _neighbours(points, PCA_NEIGHBOURS, itself=True)
+    _, near = neighbours(points, PCA_NEIGHBOURS, itself=True)
     around = points[near] - points[near].mean(1, keepdims=True)
     _, vectors = np.linalg.eigh(np.einsum("nkx,nky->nxy", around, around))
     normals = vectors[:, :, 0]
@@ -177,7 +108,7 @@ def estimated_normals(points: np.ndarray) -> np.ndarray:
 def point_areas(points: np.ndarray) -> np.ndarray:
     """The part of the surface that each point stands for, from the distance to its eighth neighbour; shape (n,)."""
     k = min(8, len(points) - 1)
-    distance, _ = _neighbours(points, k)
+    distance, _ = neighbours(points, k)
     return np.asarray(np.pi * distance[:, -1] ** 2 / k)
 
 
@@ -206,26 +137,8 @@ def _supported(points: np.ndarray, normals: np.ndarray, near: np.ndarray) -> np.
     )
 
 
-def _pairs(points: np.ndarray, normals: np.ndarray) -> _Pairs:
-    n = len(points)
-    _, near = _neighbours(points, NEIGHBOURS)
-    one, other = np.repeat(np.arange(n), near.shape[1]), near.ravel()
-    key = np.unique(np.minimum(one, other) * n + np.maximum(one, other))
-    one, other = key // n, key % n
-    change = np.linalg.norm(normals[one] - normals[other], axis=1)
-    same = (change < SAME_SHEET) & (one != other)
-    one, other, change = one[same], other[same], change[same]
-    mean = normals[one] + normals[other]
-    return _Pairs(one, other, mean / np.linalg.norm(mean, axis=1, keepdims=True), change)
-
-
-def _neighbours(points: np.ndarray, k: int, *, itself: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(points: np.ndarray, k: int, *, itself: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Distances and indices of the k nearest other points, nearest first; the point itself before them if asked."""
     k = min(k, len(points) - 1)
     distance, near = cKDTree(points).query(points, k + 1)
     return (distance, near) if itself else (distance[:, 1:], near[:, 1:])
-
-
-def _diagonal(values: np.ndarray) -> csr_array:
-    n = len(values)
-    return csr_array((values, np.arange(n), np.arange(n + 1)), shape=(n, n))

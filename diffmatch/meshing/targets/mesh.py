@@ -84,6 +84,11 @@ class MeshTarget:
         self._tree = igl.AABB()
         self._tree.init(visible_vertices, visible_faces)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the mesh was closed as it came and bounds the solid, but for a thousandth of its area at most."""
+        return self.closed and float(self.surface.face_areas.sum()) > 0.999 * float(self.mesh.face_areas.sum())
+
     def sdf(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """Signed distance to the surface, negative inside; differentiable, once, in the points.
 

@@ -11,15 +11,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from diffmatch.errors import InputError, check_finite, check_floating, check_positive, check_shape
-from diffmatch.meshing.targets.cloud import (
-    denoised,
-    estimated_normals,
-    inliers,
-    noise_level,
-    point_areas,
-    smoothed_normals,
-    thinned,
-)
+from diffmatch.meshing.targets.cloud import estimated_normals, inliers, point_areas, smoothed_normals, thinned
+from diffmatch.meshing.targets.denoising import denoised, noise_level, residual_noise
 from diffmatch.meshing.targets.mesh import ClosestPoint
 from diffmatch.meshing.targets.normalization import Normalization
 from diffmatch.meshing.targets.point_kernels import surface_values
@@ -312,7 +305,10 @@ def _cleaned(
     level = noise_level(points, normals) if noise is None else float(noise)
     spacing = float(np.sqrt(np.median(point_areas(points))))
     if level > CLEAN * spacing:
-        points = denoised(points, normals, level)
+        guide = denoised(points, normals, level)
+        if noise is None:
+            level = residual_noise(points, guide, normals)
+        points = denoised(points, normals, level, guide=guide)
         if estimated:
             normals = smoothed_normals(points, normals)
     return normals, points, level
