@@ -45,6 +45,7 @@ Case = tuple[Tensor, Tensor, Tensor, Tensor]
 def run(bench: Any) -> None:
     """Synthetic tasks, and those of the research files where they are."""
     random_walks(bench)
+    large(bench)
     gromov(bench)
     folder = os.environ.get("DIFFMATCH_DATA")
     if folder is None:
@@ -81,6 +82,18 @@ def random_walks(bench: Any) -> None:
             },
             size=n,
             quality=accuracy,
+        )
+
+
+def large(bench: Any) -> None:
+    """`match_graphs` as it is called by default, from positions to the polished assignment, once."""
+    for n in bench.sizes([1000], tiny=[9]):
+        generator = torch.Generator().manual_seed(n)
+        points, order = torch.rand(n, 2, generator=generator), torch.randperm(n, generator=generator)
+        moved = points + 0.003 * torch.randn(n, 2, generator=generator)
+        case = (points, moved[order], torch.arange(n), order)
+        bench.rows.append(
+            accuracy_row(bench, f"{n} points, all defaults", OURS, lambda a, b: ours(a, b, restarts=1), [case])
         )
 
 

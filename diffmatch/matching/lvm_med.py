@@ -68,6 +68,8 @@ class SecondOrderMatching(nn.Module):
         strength: by how much the target is favoured in the second solve, in the unit of the affinities.
         samples: noise draws in each call.
         noise: size of the Gumbel noise in standard deviations of the affinities.
+        margin: by how much the affinity of each true pair is lowered before the first solve, so that a matching which
+            is right only by less still counts as wrong; 0 for none.
         solver: maximises vertex plus edge affinity over permutations.
     """
 
@@ -83,17 +85,19 @@ class SecondOrderMatching(nn.Module):
         strength: float = 5.0,
         samples: int = 1,
         noise: float = 0.2,
+        margin: float = 0.0,
         solver: QuadraticSolver | None = None,
     ) -> None:
         super().__init__()
         counts = {"neighbours": neighbours, "gamma": gamma, "candidates": candidates, "samples": samples}
         for name, value in (counts | {"strength": strength}).items():
             check_positive(name, value)
-        check_positive("noise", noise, allow_zero=True)
+        for name, value in {"noise": noise, "margin": margin}.items():
+            check_positive(name, value, allow_zero=True)
         if not 0 <= alpha <= 1:
             raise InputError("alpha", "a number between 0 and 1", repr(alpha))
         self.neighbours, self.alpha, self.gamma, self.candidates = neighbours, alpha, gamma, candidates
-        self.strength, self.samples, self.noise = strength, samples, noise
+        self.strength, self.samples, self.noise, self.margin = strength, samples, noise, margin
         self.solver = frank_wolfe if solver is None else solver
         self.layers = nn.ModuleList(_MessagePassing(dim) for _ in range(layers))
 
@@ -153,7 +157,7 @@ class SecondOrderMatching(nn.Module):
             noise=_relative_gumbel,
             vectorized=False,
         )
-        affinities = vertex.detach().requires_grad_(), edge.detach().requires_grad_()
+        affinities = (vertex.detach() - self.margin * truth).requires_grad_(), edge.detach().requires_grad_()
         solved = estimator(solve, *affinities, maximize=True, generator=generator)
         assert isinstance(solved, tuple)  # two costs, two solutions
         plan, edge_plan = solved

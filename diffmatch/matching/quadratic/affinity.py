@@ -61,6 +61,10 @@ class Affinity(ABC):
     def padded(self, n: int, m: int) -> "Affinity":
         """The same affinity between more nodes, the new ones without any affinity."""
 
+    def product_of_ones(self) -> Float[Tensor, "*b n m"]:
+        """The symmetric part of K applied to the plan of ones."""
+        return self.product(self.like.new_ones(self.shape))
+
     def objective(self, plan: Float[Tensor, "*sb n m"]) -> Float[Tensor, "*sb"]:
         """J of plans."""
         total = (plan * self.product(plan)).sum((-2, -1))
@@ -134,6 +138,11 @@ class KroneckerAffinity(Affinity):
         """See :class:`Affinity`."""
         forth = _sandwich(self.a, plan, self.b)
         return forth if self.symmetric else (forth + _sandwich(self.a.mT, plan, self.b.mT)) / 2
+
+    def product_of_ones(self) -> Float[Tensor, "*b n m"]:
+        """See :class:`Affinity`; sums of rows and columns take the place of matrix products."""
+        forth = self.a.sum(-1).mT @ self.b.sum(-1)
+        return forth if self.symmetric else (forth + self.a.sum(-2).mT @ self.b.sum(-2)) / 2
 
     def curvature(self, assignment: Int[Tensor, "*sb n"], rows: Int[Tensor, "*sb k"]) -> Float[Tensor, "*sb k n"]:
         """See :class:`Affinity`."""
@@ -289,6 +298,10 @@ class SumAffinity(Affinity):
     def product(self, plan: Float[Tensor, "*sb n m"]) -> Float[Tensor, "*sb n m"]:
         """See :class:`Affinity`."""
         return self.first.product(plan) + self.second.product(plan)
+
+    def product_of_ones(self) -> Float[Tensor, "*b n m"]:
+        """See :class:`Affinity`."""
+        return self.first.product_of_ones() + self.second.product_of_ones()
 
     def curvature(self, assignment: Int[Tensor, "*sb n"], rows: Int[Tensor, "*sb k"]) -> Float[Tensor, "*sb k n"]:
         """See :class:`Affinity`."""

@@ -85,7 +85,7 @@ def match_affinity(
 
 def chosen_solver(affinity: Affinity) -> str:
     """What ``solver="auto"`` takes."""
-    negative = bool((affinity.product(torch.ones_like(uniform_plan(affinity))) < 0).any())
+    negative = bool((affinity.product_of_ones() < 0).any())
     unary = affinity.unary is not None and bool((affinity.unary < 0).any())
     return "frank_wolfe" if negative or unary else "rrwm"
 

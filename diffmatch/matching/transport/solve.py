@@ -8,6 +8,7 @@ from diffmatch.errors import InputError, check_choice, check_positive
 from diffmatch.matching.transport.adjoint import implicit_potentials
 from diffmatch.matching.transport.costs import Cost, DenseCost
 from diffmatch.matching.transport.kernels import DIRECT_SWEEPS, solve_dense
+from diffmatch.matching.transport.levels import first_level
 from diffmatch.matching.transport.newton import newton, scaled_start
 from diffmatch.matching.transport.problem import Problem
 from diffmatch.matching.transport.result import TransportResult
@@ -18,10 +19,6 @@ __all__ = ["ADJOINTS", "METHODS", "entropic_transport"]
 
 ADJOINTS = ("implicit", "unroll", "value")
 METHODS = ("auto", "sweeps", "newton")
-SCALING_BELOW = 0.005
-"""eps relative to the range of the cost below which eps scaling pays; above it, sweeps start at the final eps."""
-SAMPLE_ROWS = 16
-"""Rows of a stored cost that its range is estimated from."""
 
 
 def entropic_transport(
@@ -102,7 +99,7 @@ def entropic_transport(
 
 
 def _solve(cost: Cost, problem: Problem, init: Tensor | None, *, tol: float, max_steps: int, method: str) -> Solution:
-    first = _first_level(cost, problem, method)
+    first = first_level(cost, problem, method)
     if isinstance(cost, DenseCost) and runs_compiled(cost):
         return solve_dense(cost.cost, problem, init, tol=tol, max_steps=max_steps, newton=first)
     g = torch.zeros_like(problem.b) if init is None else init
@@ -131,18 +128,6 @@ def _finished(
     f[left], g[left], error[left] = found.f, found.g, found.error
     steps[left] += found.steps
     return Solution(f, g, error, steps, error <= tol * problem.a.sum(-1))
-
-
-def _first_level(cost: Cost, problem: Problem, method: str) -> Float[Tensor, " b"]:
-    """eps of the first level of the scaling; that of the problem for none, 0 for sweeps to the end."""
-    if method == "sweeps":
-        return torch.zeros_like(problem.eps)
-    if isinstance(cost, DenseCost):
-        # Some rows tell the range well enough to choose by, and reading all of them costs as much as a sweep.
-        cost = DenseCost(cost.cost[:, :: max(1, cost.cost.shape[1] // SAMPLE_ROWS)])
-    span = cost.scale()
-    first = torch.maximum(span / 4, problem.eps)
-    return first if method == "newton" else torch.where(problem.eps > SCALING_BELOW * span, problem.eps, first)
 
 
 def _centred(problem: Problem, found: Solution) -> Solution:

@@ -54,6 +54,7 @@ def test_product_and_objective_are_those_of_the_full_table(kind, generator):
     full = table(affinity)
     wanted = (torch.einsum("iajb,jb->ia", full, plan) + torch.einsum("jbia,jb->ia", full, plan)) / 2
     torch.testing.assert_close(affinity.product(plan), wanted)
+    torch.testing.assert_close(affinity.product_of_ones(), affinity.product(torch.ones_like(plan)))
     objective = torch.einsum("ia,iajb,jb->", plan, full, plan) + (affinity.unary * plan).sum()
     torch.testing.assert_close(affinity.objective(plan), objective)
     (slope,) = torch.autograd.grad(affinity.objective(plan.requires_grad_()), plan)
