@@ -165,7 +165,7 @@ def _settings(preset: Preset, seed: int, given: dict[str, Any]) -> "tuple[Matche
     chosen = {name: value for name, value in given.items() if value is not None}
     if preset == "standard":
         return MatcherConfig(), TrainingSettings(**{"seed": seed, **chosen})
-    small: dict[str, Any] = {"steps": 200, "scenes": 32, "validation_scenes": 12, "validate_every": 50, "lr": 5e-3}
+    small: dict[str, Any] = {"steps": 500, "scenes": 32, "validation_scenes": 12, "validate_every": 100, "lr": 5e-3}
     settings = TrainingSettings(**{**small, "keypoints": (256, 256), "seed": seed, **chosen})
     return MatcherConfig(width=32, message_width=24), settings
 

@@ -23,7 +23,7 @@ _ASIDE = 12.0  # thresholds that the homography is moved by
 _REACH = 1.5  # thresholds around the mapped place in which a match is looked for
 _LEAST = 2.5  # times as many as by chance
 _BANDS = (4.0, 24.0)  # radii between which distances from epipolar lines are a matter of chance
-_SIMILAR = 0.5  # largest distance between descriptors that count
+_SIMILAR, _SIMILAR_ON_LINES = 0.5, 0.4  # largest distances between descriptors that count
 
 
 def confirmed(found: Attempt, *, nearest: Nearest | None, threshold: float) -> Attempt:
@@ -69,7 +69,7 @@ def homography_contrast(
 def fundamental_contrast(
     a: Keypoints, b: Keypoints, fundamental: Float64[np.ndarray, "3 3"], nearest: Nearest, *, radius: float
 ) -> float:
-    """Similar keypoints on each other's epipolar lines, divided by those in bands of the same width beside them.
+    """Nearest descriptors on each other's epipolar lines, divided by those in bands of the same width beside them.
 
     Args:
         a: keypoints of image A.
@@ -78,11 +78,10 @@ def fundamental_contrast(
         nearest: descriptors of B near those of A.
         radius: pixels, half the width of a band.
     """
-    rows, ranks = np.nonzero((nearest.distance <= _SIMILAR).cpu().numpy())
-    columns = nearest.index.cpu().numpy()[rows, ranks]
+    rows = np.flatnonzero((nearest.distance[:, 0] <= _SIMILAR_ON_LINES).cpu().numpy())
+    columns = nearest.index[:, 0].cpu().numpy()[rows]
     points_a, points_b = (k.positions.cpu().double().numpy() for k in (a, b))
     distance = epipolar_distance(fundamental, points_a[rows], points_b[columns]) / radius
-    near = len(np.unique(rows[distance <= 1.0]))
     low, high = _BANDS
     beside = ((distance > low) & (distance <= high)).sum() / (high - low)
-    return float(near / (beside + 1))
+    return float((distance <= 1.0).sum() / (beside + 1))

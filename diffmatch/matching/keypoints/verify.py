@@ -18,12 +18,14 @@ _CONFIDENCE, _ITERATIONS = 0.9999, 10000
 _SAMPLES = {"homography": 4, "fundamental": 8}
 _START_WIDTHS = (0.25, 0.5, 1.0, 1.5)  # thresholds of MAGSAC++ that the homography is begun from, in thresholds
 _LOCAL_SHARE, _LOCAL_WIDTHS, _LOCAL_STARTS = 0.3, (0.5, 1.0), 4  # of the matches around one of them; as above
+_REFINED = 3  # of all that it is begun from, those with the most support
 _CLEAR = 0.5  # share of the matches whose support says that there is no better homography to look for
 _REFIT_WIDTHS = (3.0, 2.0, 1.5, 1.0, 1.0, 1.0)
-# Surfaces are never quite flat, and keypoints seen from another side never quite in place: of a planar scene, the fit
-# that most matches have a say in is closer to the truth than the one that some lie on most precisely.
-_PLANAR_WIDTHS = (4.0, 4.0, 4.0)
 _FAR = 4.0  # thresholds from the homography at which a match on the fundamental matrix speaks of another plane
+_FEW, _BY_CHANCE, _LEAST_PLANAR = 0.1, 0.2, 0.4  # shares, see _is_planar
+# Share of the matches on the fundamental matrix that makes a plane dominant: what is then neither on it nor far from it
+# says little of the depth, and is in the way of whoever fits the plane again.
+_DOMINANT = 0.6
 # Matches that agree by chance: what was seen of wrong models, on pairs that did not match, and some more.
 _LEAST_H, _CHANCE_H = 12, 1 / 200
 _LEAST_F, _CHANCE_F = 20, 1 / 50
@@ -96,8 +98,6 @@ def verify(
     points_b: Float64[np.ndarray, "n 2"],
     *,
     threshold: float = 2.0,
-    planar_share: float = 0.75,
-    far_share: float = 0.1,
     estimator: str = "magsac",
     seed: int = 0,
 ) -> Geometry:
@@ -107,8 +107,6 @@ def verify(
         points_a: matched points in A, one at a place.
         points_b: matched points in B.
         threshold: pixels within which a match agrees; half as much again for the homography, in both images.
-        planar_share: the homography is chosen if at least this share of the matches on the fundamental matrix is on it.
-        far_share: or if at most this share of them is far from it, since the plane is then only uneven.
         estimator: "magsac" (MAGSAC++ of OpenCV, Barath et al. 2020) or "ransac" (that of ``geometry``, on tensors).
         seed: of the samples of "ransac", and of where local fits begin; the samples of OpenCV are always the same.
 
@@ -132,12 +130,28 @@ def verify(
         fundamental, on_f = None, none
     if homography is None:
         return Geometry(None, fundamental, on_h, on_f, planar=False)
-    far = on_f & (transfer_distance(homography, points_a, points_b) > _FAR * threshold)
-    planar = bool(on_h.sum() >= planar_share * on_f.sum() or far.sum() <= far_share * on_f.sum())
-    if planar:
-        homography = _refitted(points_a, points_b, homography, threshold, _PLANAR_WIDTHS)
-        on_h = transfer_distance(homography, points_a, points_b) <= 1.5 * threshold
+    away = transfer_distance(homography, points_a, points_b) > _FAR * threshold
+    planar = _is_planar(away, on_h, on_f)
+    if not planar and on_h.sum() >= _DOMINANT * on_f.sum():
+        on_f = on_f & (on_h | away)
     return Geometry(homography, fundamental, on_h, on_f, planar)
+
+
+def _is_planar(away: np.ndarray, on_h: np.ndarray, on_f: np.ndarray) -> bool:
+    """Whether what the fundamental matrix explains beyond the homography is little, or what chance brings.
+
+    A second plane, or depth, leaves many matches on the fundamental matrix and far from the homography, and most of the
+    matches that are far from it are then such. Of wrong matches, a matrix whose epipole is free to move picks up some.
+
+    Args:
+        away: which matches are far from the homography.
+        on_h: which matches agree with the homography.
+        on_f: which agree with the fundamental matrix.
+    """
+    far = int((away & on_f).sum())
+    if far <= _FEW * on_f.sum():
+        return True
+    return bool(far <= _BY_CHANCE * away.sum() and on_h.sum() >= _LEAST_PLANAR * on_f.sum())
 
 
 def essential_matrix(
@@ -171,10 +185,11 @@ def _magsac(model: str, a: np.ndarray, b: np.ndarray, threshold: float, seed: in
         return None if found is None or found.shape[0] < 3 else _scaled(model, found[:3])
     # One run ends in a local optimum too often where the scene is not quite planar: begin from several.
     starts = [_magsac_homography(a, b, width * threshold) for width in _START_WIDTHS]
-    best = _most_supported(starts, a, b, threshold)
-    if best is not None and _support(best, a, b, threshold) >= _CLEAR * len(a):
-        return best
-    return _most_supported([best, *_local_homographies(a, b, threshold, seed)], a, b, threshold)
+    ranked = _by_support(starts, a, b, threshold)
+    if ranked and _support(ranked[0], a, b, threshold) < _CLEAR * len(a):
+        ranked = _by_support([*ranked, *_local_homographies(a, b, threshold, seed)], a, b, threshold)
+    refined = [_refined(a, b, homography, threshold) for homography in ranked[:_REFINED]]
+    return next(iter(_by_support(refined, a, b, threshold)), None)
 
 
 def _local_homographies(a: np.ndarray, b: np.ndarray, threshold: float, seed: int) -> list[np.ndarray | None]:
@@ -187,12 +202,10 @@ def _local_homographies(a: np.ndarray, b: np.ndarray, threshold: float, seed: in
     return found
 
 
-def _most_supported(
-    starts: Sequence[np.ndarray | None], a: np.ndarray, b: np.ndarray, threshold: float
-) -> np.ndarray | None:
-    """The best of some homographies after each was fitted again."""
-    refined = [_refined(a, b, start, threshold) for start in starts if start is not None]
-    return max(refined, key=lambda h: _support(h, a, b, threshold), default=None)
+def _by_support(found: Sequence[np.ndarray | None], a: np.ndarray, b: np.ndarray, threshold: float) -> list[np.ndarray]:
+    """The homographies that there are, the one with the most support first."""
+    known = [homography for homography in found if homography is not None]
+    return sorted(known, key=lambda homography: -_support(homography, a, b, threshold))
 
 
 def _magsac_homography(a: np.ndarray, b: np.ndarray, threshold: float) -> np.ndarray | None:
@@ -202,26 +215,19 @@ def _magsac_homography(a: np.ndarray, b: np.ndarray, threshold: float) -> np.nda
 
 
 def _refined(a: np.ndarray, b: np.ndarray, homography: np.ndarray, threshold: float) -> np.ndarray:
-    """Fitted again to the matches that agree, with widths that fall, if more agree then."""
-    again = _refitted(a, b, homography, threshold, _REFIT_WIDTHS)
-    return max((homography, again), key=lambda h: _support(h, a, b, threshold))
-
-
-def _refitted(
-    a: np.ndarray, b: np.ndarray, homography: np.ndarray, threshold: float, widths: Sequence[float]
-) -> np.ndarray:
-    """Fitted again by weights (1 - r^2 / (k T)^2)^2, once for each width k; as it was where too few matches agree."""
+    """Fitted again to the matches that agree, by weights (1 - r^2 / (k T)^2)^2 with k falling from 3 to 1."""
     points_a, points_b = torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
-    for width in widths:
+    best = homography
+    for width in _REFIT_WIDTHS:
         share = (transfer_distance(homography, a, b) / (width * threshold)) ** 2
         weights = np.clip(1 - share, 0, 1) ** 2
         if np.count_nonzero(weights) < 2 * _SAMPLES["homography"]:
-            return homography
+            return best
         fitted = _scaled("homography", homography_dlt(points_a, points_b, weights=torch.from_numpy(weights)).numpy())
         if fitted is None:
-            return homography
+            return best
         homography = fitted
-    return homography
+    return max((best, homography), key=lambda h: _support(h, a, b, threshold))
 
 
 def _support(homography: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) -> float:

@@ -17,7 +17,7 @@ WRONG = np.array([[0.5, 0.3, 90.0], [-0.2, 0.7, 60.0], [1e-4, 0.0, 1.0]])
 AXIS = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # rows match rows: x moves freely
 
 
-def crowd(n, generator, *, spread=0.25):
+def crowd(n, generator, *, spread=0.32):
     """Keypoints so many and so alike that under any geometry some pairs look right."""
     positions = torch.rand(n, 2, generator=generator) * 300
     common = torch.rand(1, 16, generator=generator) + 0.5

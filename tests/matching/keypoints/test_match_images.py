@@ -143,9 +143,26 @@ def test_tensor_estimator_and_own_features(picture, warped):
     assert torch.equal(match_features(*both, network="never").points_a, own.points_a)
 
 
+def test_the_network_in_place_of_the_ratio_test(picture, warped):
+    other = warped(picture, MILD)
+    plain = match_images(picture, other, views="never", network="never", max_keypoints=400)
+    found = match_images(picture, other, views="never", network="always", max_keypoints=400)
+    assert found.stages == ("upright", "network")
+    assert error(found, MILD) < 1
+    off = apply_homography(torch.from_numpy(MILD), found.raw_points_a.double()) - found.raw_points_b
+    assert (off.norm(dim=1) < 3).float().mean() > 0.9
+    assert not torch.equal(found.raw_scores, plain.raw_scores)
+    for points in (found.raw_points_a, found.raw_points_b):
+        assert torch.cdist(points.double(), points.double()).fill_diagonal_(9).min() > 1
+    own = Keypoints.of(torch.rand(5, 2), torch.eye(5), image_size=(9, 9))
+    with pytest.raises(InputError, match="'auto' or 'never' with descriptors of kind 'own'"):
+        match_features(own, own, network="always")
+
+
 @pytest.mark.untyped
 def test_bad_arguments_are_refused(picture):
     for changes, message in (
+        ({"network": "yes"}, "network"),
         ({"views": "some"}, "views"),
         ({"keep": "none"}, "keep"),
         ({"estimator": "magsack"}, "did you mean 'magsac'"),

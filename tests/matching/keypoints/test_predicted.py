@@ -37,7 +37,7 @@ def error(homography):
 def test_the_view_under_the_identity_has_the_keypoints_of_the_image(grays):
     plain = sift_of_gray(grays[0], **DETECTOR)
     seen = predicted_keypoints(grays[0], np.eye(3), grays[0].shape, **DETECTOR)
-    row = torch.cdist(seen.positions, plain.positions).argmin(1)
+    row = torch.cdist(seen.positions.double(), plain.positions.double()).argmin(1)
     assert seen.count > 0.7 * plain.count  # those that reach over the edge are left out
     torch.testing.assert_close(seen.positions, plain.positions[row], atol=1e-3, rtol=0)
     assert set(seen.scale.tolist()) <= set(plain.scale.tolist())
