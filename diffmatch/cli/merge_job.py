@@ -27,7 +27,7 @@ from diffmatch.matching.weights import (
     weight_objective,
 )
 from diffmatch.matching.weights.checkpoint_files import write_checkpoint
-from diffmatch.matching.weights.evaluate import mean_loss, outputs
+from diffmatch.matching.weights.evaluate import mean_loss, outputs, without_rounding
 from diffmatch.matching.weights.file_merge import merge_files
 from diffmatch.matching.weights.layers import LayerAlignment, layer_alignment
 from diffmatch.matching.weights.permute import Permutations
@@ -191,7 +191,7 @@ def permuted_difference(
     twin = copy.deepcopy(model).cpu().double().eval()
     inputs = pytree.tree_map(_double, inputs)
     plain = {name: _double(tensor.cpu()) for name, tensor in state.items()}
-    with torch.no_grad():
+    with torch.no_grad(), without_rounding():
         wanted, found = (
             [leaf.double() for leaf in pytree.tree_leaves(outputs(twin, s, inputs)) if isinstance(leaf, Tensor)]
             for s in (plain, apply_permutations(plain, spec, permutations))

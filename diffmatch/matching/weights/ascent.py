@@ -199,8 +199,8 @@ class Alignment:
             return best_assignment(gram)
         prices = self._prices.setdefault(atom, torch.zeros(gram.shape[-1], dtype=torch.float64))
         chosen = torch.arange(len(prices))
-        rematch(gram[0].numpy(), prices.numpy(), chosen.numpy())
-        return chosen[None], _gain(gram, chosen[None])
+        gain = rematch(gram[0].numpy(), prices.numpy(), chosen.numpy())
+        return chosen[None], gain
 
     def _gram(self, places: Sequence[Incidence]) -> Tensor:
         """Inner products of the units of both models, shape (parents, n, n)."""
@@ -329,12 +329,8 @@ def ascend(
 def best_assignment(gram: Tensor) -> tuple[Tensor, float]:
     """Best assignment of each matrix, shape (b, n, n), and by how much all together beat the identity."""
     chosen = _solve(gram)
-    return chosen, _gain(gram, chosen)
-
-
-def _gain(gram: Tensor, chosen: Tensor) -> float:
     value = gram.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).sum(dtype=torch.float64)
-    return float(value - gram.diagonal(dim1=-2, dim2=-1).sum(dtype=torch.float64))
+    return chosen, float(value - gram.diagonal(dim1=-2, dim2=-1).sum(dtype=torch.float64))
 
 
 def inner_product(x: Tensor, y: Tensor) -> float:

@@ -19,7 +19,7 @@ __all__ = ["frank_wolfe_starts", "relaxed_atoms"]
 
 _HELD = "held by the relaxation"
 _FIRST_STEP = 0.1
-"""Share of the way towards given first corners; further, they would settle what the ascent is to find."""
+"""Share of the way towards the starts; further, they would settle what the ascent is to find."""
 
 
 def frank_wolfe_starts(
@@ -27,7 +27,7 @@ def frank_wolfe_starts(
     spec: PermutationSpec,
     starts: Sequence[Permutations],
     *,
-    first_corners: Sequence[Permutations] | None = None,
+    towards_starts: bool = False,
     max_steps: int = 60,
     tol: float = 1e-4,
 ) -> list[Permutations]:
@@ -45,8 +45,8 @@ def frank_wolfe_starts(
         states: of each model the learned tensors that the spec describes.
         spec: of those tensors.
         starts: permutations of each model.
-        first_corners: of each model, what the first step goes some way towards; corners of the gradient, which at the
-            centre knows little but the means of the units, if None.
+        towards_starts: let the first step go some way towards the starts, and not by the gradient, which at the centre
+            knows the means of the units alone.
         max_steps: largest number of steps.
         tol: stop when the gap of Frank and Wolfe falls below this share of the objective.
 
@@ -70,9 +70,10 @@ def frank_wolfe_starts(
     base = {name: first[name] for name in names}
     models = [_Model({name: state[name].contiguous() for name in names}, free, places) for state in held[1:]]
     for k in range(max_steps):
-        if k == 0 and first_corners is not None:
-            for model, corners in zip(models, first_corners[1:], strict=True):
-                model.aim_at({atom: corners[atom] for atom in model.plans})
+        given = towards_starts and k == 0
+        if given:
+            for model, start in zip(models, starts[1:], strict=True):
+                model.aim_at({atom: start[atom] for atom in model.plans})
             gap = math.inf
         else:
             total = {name: torch.stack([base[name], *(m.mixed[name] for m in models)]).sum(0) for name in names}
@@ -80,7 +81,7 @@ def frank_wolfe_starts(
         line = _objective_along(base, models)
         if gap <= tol * abs(line(0.0)):
             break
-        step = _FIRST_STEP if k == 0 and first_corners is not None else _largest(line)
+        step = _FIRST_STEP if given else _largest(line)
         for model in models:
             model.move(step)
     return [dict(starts[0]), *({**start, **m.rounded()} for start, m in zip(starts[1:], models, strict=True))]

@@ -76,14 +76,14 @@ def match_many(
     of the models from their mean.
 
     The permutations begin near a maximum over doubly stochastic matrices of all models and atoms at once (ascent after
-    Frank and Wolfe). Then the models take turns, in random order: the atoms of one are improved against the sum of the
-    others, as in :func:`match_weights`, until nothing improves. A pass costs as many products of matrices as there are
-    models, not pairs.
+    Frank and Wolfe), whose first step goes some way towards what first looks of each model at those before it find, as
+    in :func:`match_weights`. Then the models take turns, in random order: the atoms of one are improved against the sum
+    of the others until nothing improves. Gram matrices are kept, and brought up to date by the units that move.
 
     Args:
         states: state dicts of the models, two at least.
         spec: what may move.
-        start: permutations to begin with, one dict a model; identity if None.
+        start: permutations to begin with, one dict a model; if None, what the first looks find.
         frank_wolfe: whether to begin with the relaxation; what ``start`` holds then counts for the first model and for
             the atoms that the relaxation leaves out.
         max_rounds: largest number of passes over the models.
@@ -120,11 +120,12 @@ def match_many(
     structure = Structure(moving)
     begun = [full_permutations(spec, permutations) for permutations in start or [{}] * len(states)]
     initial = constant + _objective(_moved(tensors, structure, begun))
-    looked = None
     if start is None:
-        begun = looked = _first_looks(tensors, structure, begun, least_gain)
+        begun = _first_looks(tensors, structure, begun, least_gain)
     if frank_wolfe:
-        begun = frank_wolfe_starts(tensors, structure.spec, begun, first_corners=looked, max_steps=_RELAXED_STEPS)
+        begun = frank_wolfe_starts(
+            tensors, structure.spec, begun, towards_starts=start is None, max_steps=_RELAXED_STEPS
+        )
     models = _company(tensors, structure, begun, least_gain)
     rounds, converged = _take_turns(models, max_rounds, generator or torch.Generator().manual_seed(0))
     home = inverse_permutations(spec, models[0].permutations)

@@ -40,7 +40,7 @@ METHODS = ("auto", "identity", "weights", "activations", "activations+weights", 
 _TRIED = ("identity", "weights", "activations", "activations+weights")
 """By ``"auto"`` where there are data; then :data:`_LOOSE` and the best of them are refined."""
 _LOOSE = "activations"
-"""Agrees least with the weights and so leaves most to the refinement: of MLPs the best start, if not the best itself."""
+"""Agrees least with the weights, and so leaves most to the refinement."""
 _REFINED = "+straight-through"
 
 

@@ -29,6 +29,9 @@ def rematch(profit, prices, column_of):
         profit: shape (n, n), finite, float32 or float64.
         prices: of the columns, shape (n,), float64: any to begin with; afterwards the duals of the assignment.
         column_of: column of each row, shape (n,), int64: any permutation to begin with.
+
+    Returns:
+        By how much the total beats that of the identity.
     """
     n = prices.size
     row_of = np.full(n, -1, np.int64)
@@ -55,6 +58,10 @@ def rematch(profit, prices, column_of):
     previous, visited = np.empty(n, np.int64), np.empty(n, np.int64)
     for i in left:
         _augment(profit, i, column_of, row_of, best, prices, nearest, final, previous, visited, asked)
+    gain = 0.0
+    for i in range(n):
+        gain += float(profit[i, column_of[i]]) - float(profit[i, i])
+    return gain
 
 
 @_kernel

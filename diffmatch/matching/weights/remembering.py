@@ -47,8 +47,12 @@ class RememberingAlignment(Alignment):
 
     def look(self, atom: str, places: Sequence[Incidence]) -> None:
         """Give one atom its best permutation by some of its places alone, whatever the others say."""
-        super().look(atom, places)
-        self._grams.pop(atom, None)
+        if atom not in self.structure.simple:
+            super().look(atom, places)
+            return
+        chosen, gain = self._best(atom, self._gram(places))
+        if gain > self.least_gain:
+            self._move(atom, chosen[0])
 
     def _step(self, relative: dict[str, Tensor], *, trusted: bool) -> bool:
         """Reorder the model as others do, and forget what depended on it."""
@@ -93,11 +97,12 @@ class RememberingAlignment(Alignment):
             for row, layout in enumerate(s.spec.layouts[name]):
                 if row != axis and isinstance(layout, Moved) and layout.atom in self._grams:
                     x, change = self.a[name].index_select(axis, units), new - old
-                    x, change = (t.movedim(row, 0).flatten(1) for t in (x, change))
-                    self._grams[layout.atom][0].addmm_(x, change.T)
+                    self._grams[layout.atom][0].addmm_(_units(x, row), _units(change, row).T)
             for other in self.company:
                 other._follow(name, axis, units, new - old)
-        self._grams[atom][0].index_copy_(1, units, self._grams[atom][0].index_select(1, source))
+        if atom in self._grams:
+            gram = self._grams[atom][0]
+            gram.index_copy_(1, units, gram.index_select(1, source))
 
     def _follow(self, name: str, axis: int, units: Tensor, change: Tensor) -> None:
         """Some units of a tensor of ``a`` have changed."""
@@ -106,8 +111,13 @@ class RememberingAlignment(Alignment):
         for row, layout in enumerate(self.structure.spec.layouts[name]):
             if not isinstance(layout, Moved) or layout.atom not in self._grams:
                 continue
-            gram, x = self._grams[layout.atom][0], change.movedim(row, 0).flatten(1)
+            gram, x = self._grams[layout.atom][0], _units(change, row)
             if row == axis:
-                gram.index_add_(0, units, x @ self.b[name].movedim(row, 0).flatten(1).T)
+                gram.index_add_(0, units, x @ _units(self.b[name], row).T)
             else:
-                gram.addmm_(x, self.b[name].index_select(axis, units).movedim(row, 0).flatten(1).T)
+                gram.addmm_(x, _units(self.b[name].index_select(axis, units), row).T)
+
+
+def _units(tensor: Tensor, axis: int) -> Tensor:
+    """The indices of an axis as rows."""
+    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffmatch.errors import InputError, check_positive
 from diffmatch.matching.weights.ascent import Structure, ascend, first_looks, inner_product, packed
 from diffmatch.matching.weights.frank_wolfe import frank_wolfe_starts
+from diffmatch.matching.weights.layout import moved
 from diffmatch.matching.weights.permute import Permutations, check_state, full_permutations
 from diffmatch.matching.weights.remembering import RememberingAlignment
 from diffmatch.matching.weights.spec import PermutationSpec
@@ -60,7 +61,7 @@ def match_weights(
     The problem is NP-hard and the result depends on the start and the order. The order in which a model happens to come
     says nothing, so without a start each atom looks first at those tensors alone whose other atoms have looked before
     it, the inputs and outputs of the model being fixed; the ascent over all tensors begins from there. On trained nets
-    that takes a third of the sweeps that the identity takes and ends higher; of planted permutations of residual nets,
+    that takes fewer sweeps than from the identity and mostly ends higher; of planted permutations of residual nets,
     which the identity mostly misses, it finds all that a relaxation does.
 
     Args:
@@ -90,16 +91,17 @@ def match_weights(
     check_positive("tol", tol, allow_zero=True)
     names = learned_names(state_a, spec)
     a, b = ready_tensors("state_a", state_a, names), ready_tensors("state_b", state_b, names)
-    total, least_gain = math.fsum(inner_product(a[name], b[name]) for name in names), tol * norm_products(a, b)
+    least_gain = tol * norm_products(a, b)
+    still = [name for name in names if not any(True for layout in spec.layouts[name] for _ in moved(layout))]
+    constant = math.fsum(inner_product(a[name], b[name]) for name in still)
     (a, b), moving = packed([a, b], spec, names)
     structure = Structure(moving)
-    constant = total - math.fsum(inner_product(a[name], b[name]) for name in structure.names)
 
     initial = full_permutations(spec, start or {})
 
     def run(begin: Permutations, *, look: bool, order: torch.Generator | None = None) -> WeightMatch:
         alignment = RememberingAlignment(structure, a, b, begin, least_gain)
-        before = constant + alignment.objective() if start else total
+        before = constant + alignment.objective()
         if look:
             first_looks(alignment, generator=order)
         sweeps, converged = ascend(alignment, max_sweeps=max_sweeps, generator=order)
@@ -138,7 +140,7 @@ def ready_tensors(argument: str, state: Mapping[str, Tensor], names: list[str]) 
     found = {}
     for name in names:
         tensor = state[name].detach()
-        if not torch.isfinite(tensor).all():
+        if not math.isfinite(_norm(tensor)) and not torch.isfinite(tensor).all():
             raise InputError(f"{argument}[{name!r}]", "finite values", "NaN or infinity")
         found[name] = (tensor if tensor.dtype == torch.float64 else tensor.float()).contiguous()
     return found

@@ -19,6 +19,8 @@ from diffmatch.matching.weights import (
     random_permutations,
     weight_objective,
 )
+from diffmatch.matching.weights.ascent import Alignment, Structure, packed
+from diffmatch.matching.weights.many_models import _company, _take_turns
 
 SPEC = PermutationSpec.by_hand(
     nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 5)).state_dict(),
@@ -95,6 +97,22 @@ def test_the_objective_is_that_of_the_permuted_models_and_a_local_maximum(genera
     again = match_many(states, SPEC, start=match.permutations, frank_wolfe=False)
     assert again.objective == pytest.approx(match.objective)
     assert again.rounds == 1
+
+
+def test_what_is_kept_between_turns_is_that_computed_anew(generator):
+    tensors, spec = packed([normal(generator) for _ in range(3)], SPEC, list(SPEC.layouts))
+    models = _company(tensors, Structure(spec), [identity_permutations(spec)] * 3, 1e-4)
+    assert _take_turns(models, 50, torch.Generator().manual_seed(0))[1]
+    for m, model in enumerate(models):
+        moved = apply_permutations(tensors[m], spec, model.permutations)
+        assert all(torch.equal(moved[name], model.b[name]) for name in moved)
+        for name in model.b:
+            others = sum(other.b[name] for other in models if other is not model)
+            torch.testing.assert_close(model.a[name], others, rtol=1e-4, atol=1e-4)
+        assert model._grams
+        for atom, gram in model._grams.items():
+            anew = Alignment._gram(model, model.structure.places[atom])
+            torch.testing.assert_close(gram, anew, rtol=1e-3, atol=1e-3)
 
 
 def test_two_models_are_as_good_as_the_pair(generator):
