@@ -2,14 +2,19 @@
 
 The public implementation (nv-tlabs/FlexiCubes) takes part where ``DIFFMATCH_FLEXICUBES`` names the folder of a
 checkout. Both get the same field, node positions and weights in single precision; how far vertices and gradients are
-from ours stands beside each time. Our forward time over the sizes is fitted by ``a n^2 + b n^3``: what grows with the
-surface, and what grows with the volume.
+from ours stands beside each time. "Active rows" has weights for the cells at the surface alone, "kept" also the
+connectivity of an earlier extraction. "Alone" is the peak memory of one call in a process of its own. Our forward time
+over the sizes is fitted by ``a n^2 + b n^3``: what grows with the surface, and what grows with the volume. The stages
+of our extraction stand beside the least time in which the memory could move what each reads and writes once.
 """
 
 import logging
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +23,14 @@ from scipy.optimize import nnls
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from diffmatch.meshing import Grid, flexicubes, marching_cubes
+from diffmatch.meshing import FlexiMesh, Grid, flexicubes, marching_cubes
 from diffmatch.meshing.shapes import torus
 from diffmatch.meshing.weights import from_public_order
 
 logger = logging.getLogger("benchmarks")
 
 OURS = "diffmatch"
+ROWS, KEPT = f"{OURS}, active rows", f"{OURS}, active rows, kept"
 PUBLIC = "public FlexiCubes"
 
 
@@ -68,18 +74,15 @@ def make(n: int, generator: torch.Generator) -> Problem:
 
 
 def run(bench: Any) -> None:
-    """Forward in test mode, forward and backward in training mode, and the baseline."""
+    """Forward in test mode, forward and backward in training mode, the baseline, the growth, and the stages."""
     public, skimage = find_public(bench), bench.peer("skimage.measure")
-    seconds = {}
     for n in bench.sizes((32, 64, 96, 128), tiny=(5, 8)):
         problem = make(n, bench.generator())
-        rows = compare_forward(bench, problem, public)
-        seconds[n] = next(row.median for row in rows if row.contender == OURS)
+        compare_forward(bench, problem, public)
         compare_backward(bench, problem, public)
         compare_marching_cubes(bench, problem, skimage)
-    by_surface, by_volume = growth(seconds)
-    rows[0].quality.update({"ns / n^2": by_surface, "ns / n^3": by_volume})
-    logger.info("%s forward: %.3g n^2 + %.3g n^3 ns", OURS, by_surface, by_volume)
+    stages(bench, problem)
+    measure_growth(bench)
 
 
 def find_public(bench: Any) -> Any:
@@ -112,29 +115,79 @@ def compare_forward(bench: Any, p: Problem, public: Any) -> list[Any]:
 
 
 def compare_backward(bench: Any, p: Problem, public: Any) -> None:
-    def gradients(vertices: Tensor, l_dev: Tensor, beta: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(vertices.square().sum() + l_dev, [*p.inputs, beta]))
-
-    def ours() -> tuple[Tensor, int, list[Tensor]]:
-        mesh = flexicubes(
-            p.grid, p.sdf, positions=p.positions, alpha=p.alpha, beta=p.beta, gamma=p.gamma, training=True
-        )
-        return mesh.vertices, len(mesh.faces), gradients(mesh.vertices, mesh.l_dev, p.beta)
-
-    def theirs() -> tuple[Tensor, int, list[Tensor]]:
-        vertices, faces, deviations = call_public(public, p, training=True)
-        return vertices, len(faces), gradients(vertices, deviations.mean(), p.beta_public)
-
-    reference, _, wanted = ours()
+    contenders = backward_contenders(p, public)
+    reference, _, wanted = contenders[OURS]()
 
     def quality(result: tuple[Tensor, int, list[Tensor]]) -> dict[str, float]:
         vertices, faces, found = result
         # Beta is left out, since each counts its edges in its own order; the tests compare it.
-        errors = [relative(x, y) for x, y in zip(found[:-1], wanted[:-1], strict=True)]
+        same = [(x, y) for x, y in zip(found[:-1], wanted[:-1], strict=True) if x.shape == y.shape]
+        errors = [relative(x, y) for x, y in same]
         return {"faces": faces, "vertices off": farthest(vertices, reference), "gradients off": max(errors)}
 
-    contenders = {OURS: ours, PUBLIC: theirs if public else None}
-    per_cell(p, bench.compare("forward + backward", contenders, size=p.grid.shape[0], quality=quality))
+    n = p.grid.shape[0]
+    rows = per_cell(p, bench.compare("forward + backward", contenders, size=n, quality=quality))
+    if not bench.tiny and bench.device.type == "cpu":
+        for row in rows:
+            row.quality["alone, MiB"] = peak_alone(row.contender, n) / 2**20
+
+
+def backward_contenders(p: Problem, public: Any) -> dict[str, Any]:
+    """Forward and backward in training mode; each returns vertices, the number of faces, and gradients."""
+    cells = flexicubes(p.grid, p.sdf.detach()).connectivity.cell.long()
+    rows = [x.detach()[cells].requires_grad_() for x in (p.alpha, p.beta, p.gamma)]
+    kept = flexicubes(p.grid, p.sdf.detach()).connectivity
+
+    def gradients(vertices: Tensor, l_dev: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+        return list(torch.autograd.grad(vertices.square().sum() + l_dev, inputs))
+
+    def dense() -> tuple[Tensor, int, list[Tensor]]:
+        mesh = extract(p)
+        return mesh.vertices, len(mesh.faces), gradients(mesh.vertices, mesh.l_dev, [*p.inputs, p.beta])
+
+    def active(connectivity: Any = None) -> tuple[Tensor, int, list[Tensor]]:
+        alpha, beta, gamma = rows
+        mesh = flexicubes(
+            p.grid,
+            p.sdf,
+            positions=p.positions,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            weight_cells=cells,
+            connectivity=connectivity,
+            training=True,
+        )
+        found = gradients(mesh.vertices, mesh.l_dev, [p.sdf, p.positions, alpha, gamma, beta])
+        return mesh.vertices, len(mesh.faces), found
+
+    def theirs() -> tuple[Tensor, int, list[Tensor]]:
+        vertices, faces, deviations = call_public(public, p, training=True)
+        return vertices, len(faces), gradients(vertices, deviations.mean(), [*p.inputs, p.beta_public])
+
+    return {OURS: dense, ROWS: active, KEPT: lambda: active(kept), PUBLIC: theirs if public else None}
+
+
+def extract(p: Problem) -> FlexiMesh:
+    return flexicubes(p.grid, p.sdf, positions=p.positions, alpha=p.alpha, beta=p.beta, gamma=p.gamma, training=True)
+
+
+def peak_alone(contender: str, n: int) -> int:
+    """Bytes that one forward and backward of a contender takes in a process that runs nothing else."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--peak", contender, str(n)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def print_peak(contender: str, n: int) -> None:
+    """What `peak_alone` starts: a small call first, so that code and threads are not counted, then one of the size."""
+    from harness import Bench, peak_memory
+
+    bench = Bench("peak")
+    public = find_public(bench)
+    for size in (8, n):
+        run = backward_contenders(make(size, bench.generator()), public)[contender]
+        peak = peak_memory(run, bench.device)
+    sys.stdout.write(f"{peak}\n")
 
 
 def compare_marching_cubes(bench: Any, p: Problem, skimage: Any) -> None:
@@ -181,6 +234,83 @@ def per_cell(p: Problem, rows: list[Any]) -> list[Any]:
     return rows
 
 
+def measure_growth(bench: Any) -> None:
+    """Our forward pass over the sizes, and the growth of its time."""
+    seconds = {}
+    for n in bench.sizes((32, 48, 64, 96, 128, 160, 192), tiny=(5, 8)):
+        p = make(n, bench.generator())
+
+        def run(p: Problem = p) -> int:
+            with torch.no_grad():
+                mesh = flexicubes(p.grid, p.sdf, positions=p.positions, alpha=p.alpha, beta=p.beta, gamma=p.gamma)
+            return len(mesh.faces)
+
+        (row,) = bench.compare("growth of forward", {OURS: run}, size=n, quality=lambda faces: {"faces": faces})
+        seconds[n] = row.median
+    by_surface, by_volume = growth(seconds)
+    row.quality.update({"ns / n^2": by_surface, "ns / n^3": by_volume})
+    logger.info("%s forward: %.3g n^2 + %.3g n^3 ns", OURS, by_surface, by_volume)
+
+
+def stages(bench: Any, p: Problem) -> None:
+    """The parts of our extraction, and the least time that the memory needs for what each reads and writes once."""
+    field = p.sdf.detach().reshape(1, *p.grid.node_shape)
+    surface = flexicubes(p.grid, p.sdf.detach()).connectivity
+    mesh = extract(p)
+    n, cells, real = p.grid.n_nodes, p.grid.n_cells, p.sdf.element_size()
+    k, v, q = len(surface.cell), surface.n_vertices, len(surface.quads)
+    lists = sum(x.numel() * x.element_size() for x in (surface.cell, surface.row, surface.quads, surface.quad_edge))
+    at_surface = real * (4 * v + 21 * k)  # about as many nodes as vertices: field and position; weights
+
+    def vertices() -> FlexiMesh:
+        with torch.no_grad():
+            return flexicubes(
+                p.grid,
+                p.sdf,
+                positions=p.positions,
+                alpha=p.alpha,
+                beta=p.beta,
+                gamma=p.gamma,
+                training=True,
+                connectivity=surface,
+            )
+
+    def backward() -> FlexiMesh:
+        torch.autograd.grad(mesh.vertices.square().sum() + mesh.l_dev, [*p.inputs, p.beta], retain_graph=True)
+        return mesh
+
+    parts: dict[str, tuple[Callable[[], Any], int]] = {
+        "signs, cells, quads": (lambda: connected(field), real * n + lists),
+        "weights, vertices, faces": (vertices, at_surface + real * 3 * (v + q) + 8 * 12 * q),
+        "backward, dense": (backward, 2 * at_surface + real * (4 * n + 21 * cells)),
+    }
+    bandwidth = copied_per_second(bench)
+    for name, (run, moved) in parts.items():
+        (row,) = bench.compare(f"stage: {name}", {OURS: run}, size=p.grid.shape[0], quality=lambda _: {"moved": 0.0})
+        floor = moved / bandwidth
+        row.quality.update(moved=moved / 2**20, floor=floor * 1e3, excess=row.median / floor)
+        for old, new in (("moved", "moved, MiB"), ("floor", "floor, ms"), ("excess", "time / floor")):
+            row.quality[new] = row.quality.pop(old)
+
+
+def connected(field: Tensor) -> Any:
+    from diffmatch.meshing import connectivity, kernels
+
+    return kernels.connect(field) if field.device.type == "cpu" else connectivity.connect(field)
+
+
+def copied_per_second(bench: Any) -> float:
+    """Bytes, read and written, that a large copy moves in a second."""
+    source = torch.zeros(1_000 if bench.tiny else 50_000_000, device=bench.device)
+    goal = torch.empty_like(source)
+    (row,) = bench.compare(
+        "copy of memory", {OURS: lambda: goal.copy_(source)}, size=source.numel(), quality=lambda x: {"sum": x.sum()}
+    )
+    moved = 2 * source.numel() * source.element_size()
+    row.quality["GB / s"] = moved / row.median / 1e9
+    return float(moved / row.median)
+
+
 def growth(seconds: dict[int, float]) -> tuple[float, float]:
     """Nanoseconds a and b of ``a n^2 + b n^3``, both >= 0, by least squares of relative errors."""
     n, t = np.array([*seconds], float), np.array([*seconds.values()]) * 1e9
@@ -201,4 +331,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 if __name__ == "__main__":
     from harness import main
 
-    sys.exit(main(files=[__file__]))
+    if sys.argv[1:2] == ["--peak"]:
+        print_peak(sys.argv[2], int(sys.argv[3]))
+    else:
+        sys.exit(main(files=[__file__]))

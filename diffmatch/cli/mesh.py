@@ -29,6 +29,12 @@ def mesh(
     ] = "64",
     steps: Annotated[int | None, Parameter(help="Of the fit; without it, as many as suit the target.")] = None,
     lr: Annotated[float | None, Parameter(help="Learning rate; without it, the one that suits the optimizer.")] = None,
+    edge_length: Annotated[
+        float, Parameter(help="Weight of equal edge lengths beside distances; .1 is much.", show_default=False)
+    ] = 0.0,
+    normal_consistency: Annotated[
+        float, Parameter(help="Weight of smoothness beside distances; .1 is much.", show_default=False)
+    ] = 0.0,
     checkpoint: Annotated[
         Path | None, Parameter(help="Where to keep the state of the fit; OUTPUT.checkpoint by default.")
     ] = None,
@@ -59,7 +65,7 @@ def mesh(
     cells = parse_resolution(resolution)
     wanted = parse_betti(betti)
     job.check()
-    _check_numbers(steps, lr)
+    _check_numbers(steps, lr, edge_length, normal_consistency)
     _check_suffix(output)
     checkpoint = checkpoint or output.with_name(f"{output.name}.checkpoint")
     metrics = metrics or output.with_suffix(".json")
@@ -72,7 +78,15 @@ def mesh(
     from diffmatch.meshing.files import write_mesh
     from diffmatch.meshing.fitting import fit_mesh
 
-    given = {"steps": steps, "lr": lr, "optimizer": job.optimizer, "level": level, "betti": betti}
+    given = {
+        "steps": steps,
+        "lr": lr,
+        "optimizer": job.optimizer,
+        "edge-length": edge_length or None,
+        "normal-consistency": normal_consistency or None,
+        "level": level,
+        "betti": betti,
+    }
     edit = None if wanted is None else TopologyEdit(wanted, cells)
     with resumable(checkpoint):
         result = fit_mesh(
@@ -86,6 +100,8 @@ def mesh(
             steps=steps,
             lr=lr,
             optimizer=job.optimizer,
+            edge_length=edge_length,
+            normal_consistency=normal_consistency,
             attributes=attributes,
             level=level,
             edit_field=edit,
@@ -123,13 +139,15 @@ def mesh(
             print(edit.sentence(certificate))
 
 
-def _check_numbers(steps: int | None, lr: float | None) -> None:
+def _check_numbers(steps: int | None, lr: float | None, edge_length: float, normal_consistency: float) -> None:
     from diffmatch.errors import InputError, check_positive
 
     if steps is not None and steps < 1:
         raise InputError("steps", "a whole number of at least 1", str(steps))
     if lr is not None:
         check_positive("lr", lr)
+    check_positive("edge-length", edge_length, allow_zero=True)
+    check_positive("normal-consistency", normal_consistency, allow_zero=True)
 
 
 def _check_suffix(output: Path) -> None:

@@ -17,8 +17,9 @@ from diffmatch.meshing.dual_contouring import dual_contouring
 from diffmatch.meshing.grid import Grid
 from diffmatch.meshing.mesh import Mesh
 from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics, mesh_validity
-from diffmatch.meshing.parameters import FlexiParameters
+from diffmatch.meshing.parameters import FAR, FlexiParameters
 from diffmatch.meshing.regularizers import edge_length_deviation, normal_consistency
+from diffmatch.meshing.sampling import near_distances
 from diffmatch.meshing.sign_repair import with_topology
 from diffmatch.meshing.signs import walled, without_specks
 from diffmatch.meshing.targets import Attributed, MeshTarget, Target, load_target
@@ -107,9 +108,9 @@ def fit_mesh(
         device: where field and weights live. Distances to meshes are computed on the CPU.
         seed: of the points drawn on the faces.
         edge_length: weight of :func:`~diffmatch.meshing.edge_length_deviation`, in cells, beside the mean squared
-            distances in cells: triangles of one size, at the cost of distance. From .003 to .03 is a sensible range.
+            distances in cells: triangles of one size, at the cost of distance. From .01 to .1 is a sensible range.
         normal_consistency: weight of :func:`~diffmatch.meshing.normal_consistency`: a surface without ripples, at the
-            cost of sharp edges. From .003 to .03 is a sensible range.
+            cost of sharp edges. From .01 to .1 is a sensible range.
         field_losses: further terms, functions of the field at the nodes, shape (nx + 1, ny + 1, nz + 1), in units of
             length.
         edit_field: what to make of the samples of the target before the fit, such as to change their topology; a
@@ -144,7 +145,10 @@ def fit_mesh(
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", "torch.float32 or torch.float64", repr(dtype))
     aim = load_target(target, level=level)
-    start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(dtype)
+    if isinstance(aim, MeshTarget) and aim.closed and edit_field is None:
+        start = near_distances(grid, aim.sdf, reach=FAR * max(grid.spacing), device=device).to(dtype)
+    else:
+        start = aim.sdf(grid.nodes(dtype=torch.float64, device=device)).to(dtype)
     inside = start < 0
     if not bool(inside.any()) or bool(inside.all()):
         raise InputError(

@@ -9,13 +9,13 @@ from torch import Tensor
 from diffmatch.meshing.flexicubes import FlexiMesh, flexicubes
 from diffmatch.meshing.grid import Grid, deform_nodes
 
-__all__ = ["FlexiParameters"]
+__all__ = ["FAR", "FlexiParameters"]
 
 _MAX_MOVE = 0.4
 """Bound of the moves of nodes, in cells: close to the published half, where cells begin to turn inside out."""
 _LEAST = 0.01
 """Magnitude that the field keeps at a node whose sign is held, in cells."""
-_FAR = 4.0
+FAR = 4.0
 """Far from the surface the field only needs its sign; larger values, in cells, would make it stiff."""
 
 
@@ -38,7 +38,7 @@ class FlexiParameters:
     def __init__(self, grid: Grid, sdf: Float[Tensor, " nodes"], *, hold: bool) -> None:
         self.grid, self.hold = grid, hold
         self.cell = sum(grid.spacing) / 3
-        field = (sdf / self.cell).clamp(-_FAR, _FAR)
+        field = (sdf / self.cell).clamp(-FAR, FAR)
         self._connectivity = flexicubes(grid, sdf).connectivity if hold else None
         self._field, self._positions = field, grid.nodes(dtype=sdf.dtype, device=sdf.device)
         n_weights = grid.n_cells

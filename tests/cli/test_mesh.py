@@ -97,6 +97,8 @@ def test_what_was_not_given_is_left_to_the_fit(fit, out):
         "steps": None,
         "lr": None,
         "optimizer": None,
+        "edge_length": 0.0,
+        "normal_consistency": 0.0,
         "attributes": True,
         "level": None,
         "edit_field": None,
@@ -107,8 +109,10 @@ def test_every_option_reaches_the_fit(fit, out, tmp_path, capsys):
     words = ["mesh", "m:f", "--output", str(out), "--resolution", "8,9,10", "--steps", "5", "--lr", "0.02"]
     words += ["--optimizer", "adam", "--seed", "3", "--device", "cpu", "--no-resume", "--quiet", "--level", "0.5"]
     words += ["--checkpoint", str(tmp_path / "c.pt"), "--metrics", str(tmp_path / "measured.json")]
+    words += ["--edge-length", "0.01", "--normal-consistency", "0.02"]
     assert main(words) == 0
     options = fit.calls[0][1]
+    assert (options["edge_length"], options["normal_consistency"]) == (0.01, 0.02)
     assert options["resolution"] == (8, 9, 10)
     assert (options["steps"], options["lr"], options["optimizer"], options["seed"]) == (5, 0.02, "adam", 3)
     assert options["level"] == 0.5
@@ -139,6 +143,7 @@ def test_everything_is_checked_before_the_work_begins(fit, out, tmp_path, capsys
         ([*good, "--steps", "0"], "steps: want a whole number of at least 1, got 0"),
         ([*good, "--lr", "-1"], "lr: want a number > 0, got -1.0"),
         ([*good, "--lr", "nan"], "lr: want a number > 0, got nan"),
+        ([*good, "--edge-length", "-1"], "edge-length: want a number >= 0, got -1.0"),
         ([*good, "--optimizer", "adamx"], "optimizer: want one of"),
         ([*good, "--device", "tpu"], "device: want auto"),
         ([*good, "--seed", "-1"], "seed: want"),

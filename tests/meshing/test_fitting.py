@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from diffmatch.errors import InputError
-from diffmatch.meshing import Grid, fit_mesh, load_target, marching_cubes, mesh_metrics, read_mesh
+from diffmatch.meshing import (
+    Grid,
+    edge_length_deviation,
+    fit_mesh,
+    load_target,
+    marching_cubes,
+    mesh_metrics,
+    normal_consistency,
+    read_mesh,
+)
 from diffmatch.meshing.shapes import DEMO_PART_EULER_CHARACTERISTIC, box, demo_part, sphere
 
 
@@ -42,6 +51,20 @@ def test_history_has_every_term_and_falls():
     assert terms["start"][5] < terms["start"][0] / 2  # 6 of the 40 steps aim at the vertices of dual contouring
     assert terms["faces"][-1] < terms["faces"][6]
     assert result.history.status == "completed"
+
+
+def test_edges_of_one_length_and_a_smooth_surface_can_be_asked_for():
+    plain, even, smooth = (
+        fitted(demo_part, resolution=16, steps=60, **options)
+        for options in ({}, {"edge_length": 0.1}, {"normal_consistency": 0.1})
+    )
+    assert set(even.history.terms) == {*plain.history.terms, "edge length"}
+    assert set(smooth.history.terms) == {*plain.history.terms, "normals"}
+    assert edge_length_deviation(even.mesh) < 0.97 * edge_length_deviation(plain.mesh)
+    assert normal_consistency(smooth.mesh) < 0.97 * normal_consistency(plain.mesh)
+    assert even.settings["edge_length"] == 0.1
+    with pytest.raises(InputError, match="edge_length: want a number >= 0, got -1"):
+        fitted(cube_field, edge_length=-1)
 
 
 def test_topology_of_the_demo_part_is_kept():

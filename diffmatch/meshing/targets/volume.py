@@ -1,7 +1,9 @@
 """A sampled field as a target."""
 
+from functools import cached_property
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from diffmatch.errors import check_finite
@@ -10,6 +12,9 @@ from diffmatch.meshing.targets.target import value_and_gradient
 from diffmatch.meshing.volumes import Volume
 
 __all__ = ["VolumeTarget"]
+
+CURVED = 0.05
+"""Median second difference at the surface, over the first, from which gradients are those of smooth or noisy values."""
 
 
 class VolumeTarget:
@@ -36,34 +41,69 @@ class VolumeTarget:
 
     def sdf(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """The interpolated field, times the scale of the box; differentiable in the points."""
+        return self._field(points, smooth=False)
+
+    def value_and_gradient(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
+        """`sdf` and its direction of steepest ascent, both without a graph.
+
+        The gradient of what is interpolated jumps across the planes of nodes, by much where the values are noisy. So
+        where they bend or scatter at most of the surface, it is interpolated itself, from central differences at the
+        nodes. Where they are mostly linear, as in distances to flat faces, that would only round edges off.
+        """
+        return value_and_gradient(lambda x: self._field(x, smooth=self._bends), points)
+
+    @cached_property
+    def _bends(self) -> bool:
+        """Whether values are mostly curved or noisy where the field changes sign."""
+        ratios = []
+        values = self._values.double()
+        for axis in range(3):
+            low, middle, high = (values.narrow(axis, start, max(values.shape[axis] - 2, 0)) for start in range(3))
+            beside = (low < 0) != (high < 0)
+            low, middle, high = low[beside], middle[beside], high[beside]
+            ratios.append(2 * (low - 2 * middle + high).abs() / (high - low).abs())
+        found = torch.cat(ratios)
+        return len(found) > 0 and float(found.median()) > CURVED
+
+    def _field(self, points: Tensor, *, smooth: bool) -> Tensor:
         own = self.normalization.inverse(points)
         own = (own - own.new_tensor(self.volume.origin)) @ own.new_tensor(self.volume.axes).T  # along the grid's axes
         spacing = own.new_tensor(self.volume.spacing)
         low, high = torch.zeros_like(spacing), spacing * (own.new_tensor(self._values.shape) - 1)
         inside = own.clamp(low, high)
-        value = self._trilinear(inside / spacing) + torch.linalg.vector_norm(own - inside, dim=-1)
+        value = self._trilinear(inside / spacing, smooth=smooth) + torch.linalg.vector_norm(own - inside, dim=-1)
         beyond = torch.maximum(low - own, own - high)  # signed distances to the six walls
         # A true distance is never below minus that to the walls, unless the solid goes through them.
         wall = beyond.amax(-1)
         return torch.maximum(value, wall) * self.normalization.scale
 
-    def value_and_gradient(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
-        """`sdf` and its gradient (discontinuous across the planes of nodes), both without a graph."""
-        return value_and_gradient(self.sdf, points)
-
-    def _trilinear(self, position: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-        """Values at positions in units of nodes, within the grid."""
+    def _trilinear(self, position: Float[Tensor, "n 3"], *, smooth: bool) -> Float[Tensor, " n"]:
+        """Values at positions in units of nodes, within the grid; with ``smooth``, the gradient is interpolated too."""
         self._values = self._values.to(position.device)  # moves once, to where the points are
         sizes = torch.tensor(self._values.shape, device=position.device)
         cell = torch.minimum(position.detach().floor().long(), sizes - 2)
-        t = position - cell
-        i, j, k = cell.unbind(-1)
-        value = position.new_zeros(len(position))
+        t = (position.detach() if smooth else position) - cell
+        value, gradient = position.new_zeros(len(position)), torch.zeros_like(position)
         for corner in range(8):
-            di, dj, dk = corner & 1, corner >> 1 & 1, corner >> 2 & 1
-            x, y, z = (t[:, axis] if d else 1 - t[:, axis] for axis, d in enumerate((di, dj, dk)))
-            value = value + x * y * z * self._values[i + di, j + dj, k + dk].to(position.dtype)
-        return value
+            step = (corner & 1, corner >> 1 & 1, corner >> 2 & 1)
+            node = cell + torch.tensor(step, device=cell.device)
+            x, y, z = (t[:, axis] if d else 1 - t[:, axis] for axis, d in enumerate(step))
+            value = value + x * y * z * self._values[node.unbind(-1)].to(position.dtype)
+            if smooth:
+                gradient = gradient + (x * y * z)[:, None] * self._differences(node, sizes).to(position.dtype)
+        # Adds exact zeros: the value stays, and its gradient is the interpolated one.
+        return value + ((position - position.detach()) * gradient).sum(-1) if smooth else value
+
+    def _differences(self, node: Int64[Tensor, "n 3"], sizes: Int64[Tensor, " 3"]) -> Float[Tensor, "n 3"]:
+        """Central differences at nodes, one-sided at the ends of the grid."""
+        columns = []
+        for axis in range(3):
+            step = torch.zeros_like(sizes)
+            step[axis] = 1
+            low, high = (node - step).clamp(min=0), torch.minimum(node + step, sizes - 1)
+            change = self._values[high.unbind(-1)] - self._values[low.unbind(-1)]
+            columns.append(change / (high - low)[:, axis])
+        return torch.stack(columns, -1)
 
 
 def _solid_bounds(volume: Volume) -> Float[Tensor, "2 3"]:

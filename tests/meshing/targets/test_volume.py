@@ -93,3 +93,43 @@ def test_values_that_are_not_finite():
     values[1, 1, 1] = float("nan")
     with pytest.raises(InputError, match="volume: want finite values, got 1 of 27"):
         VolumeTarget(Volume(values))
+
+
+def angles(field, points, volume):
+    """Degrees between the gradients of a volume and of the field that it holds."""
+    target = VolumeTarget(volume)
+    _, gradient = target.value_and_gradient(target.normalization.apply(points))
+    with torch.enable_grad():
+        own = points.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(field(own).sum(), own)
+    return torch.rad2deg(torch.arccos(torch.cosine_similarity(gradient, wanted).clamp(-1, 1)))
+
+
+def test_gradients_of_smooth_and_of_noisy_values_are_smooth(generator):
+    def ball(points):
+        return sphere(points, radius=0.7)
+
+    exact = sampled(ball)
+    noise = 0.01 * torch.randn(exact.values.shape, generator=generator, dtype=torch.float64)
+    noisy = Volume(exact.values + noise, exact.spacing, exact.origin)
+    points = torch.nn.functional.normalize(torch.randn(500, 3, generator=generator, dtype=torch.float64), dim=1) * 0.7
+    assert angles(ball, points, exact).max() < 1  # up to 4 by the gradient of the trilinear values
+    assert angles(ball, points, noisy).mean() < 5  # 9
+
+
+def test_gradients_beside_sharp_edges_are_those_of_the_faces():
+    def block(points):
+        return box(points, half=(0.63, 0.55, 0.44))
+
+    points = torch.tensor([[0.62, 0.0, 0.1], [0.35, 0.55, -0.15], [0.4, 0.3, 0.44]], dtype=torch.float64)
+    assert angles(block, points, sampled(block)).max() < 1e-3
+
+
+def test_gradients_at_the_ends_of_a_grid(dtype, device):
+    values = torch.linspace(-1, 2, 4, dtype=dtype)[:, None, None] * torch.ones(1, 3, 2, dtype=dtype)
+    target = VolumeTarget(Volume(values + 0.2 * values.square()))
+    points = torch.tensor([[0.0, 0.0, 0.0], [3.0, 2.0, 1.0], [1.5, 1.0, 0.5]], device=device)
+    value, gradient = target.value_and_gradient(target.normalization.apply(points).to(dtype))
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+    assert value.dtype == gradient.dtype == dtype
