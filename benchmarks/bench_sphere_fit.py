@@ -29,11 +29,11 @@ from diffmatch.optim import GridFilter
 
 OURS = "diffmatch"
 TUNING_SEED = 100
-RATES = {"sphere": (0.3, 1.0, 3.0), "exact": (0.03, 0.1, 0.3)}
+RATES = {"sphere": (0.3, 1.0, 3.0, 10.0), "exact": (0.01, 0.03, 0.1)}
 OWN_RATE = 0.03
 """Of node moves and cell weights: with the field's rate for them, AdamW ended at twice the error."""
-REACH = 30.0
-"""Strength of the filter at first, in squared cells; it falls to 1 over the steps: far corrections first."""
+REACH = {"sphere": 30.0, "exact": 1.0}
+"""Strength of the filter at first, in squared cells; it falls to 1 over the steps: far corrections come first."""
 DEVIATION = 0.01
 
 
@@ -59,6 +59,7 @@ class SphereFit:
         shapes = (self.grid.n_nodes, 3), (self.grid.n_cells, 8), (self.grid.n_cells, 12), (self.grid.n_cells,)
         self.others = [torch.zeros(shape, requires_grad=True) for shape in shapes]
         self.generator = torch.Generator().manual_seed(seed)
+        self.reach = REACH[start]
 
     def mesh(self, *, training: bool) -> FlexiMesh:
         moves, alpha, beta, gamma = self.others
@@ -87,7 +88,7 @@ class SphereFit:
 
     def run(self, rate: float, steps: int, *, filtered: bool) -> Outcome:
         def structure(step: int) -> dict[Tensor, GridFilter]:
-            return {self.field: GridFilter(REACH ** (1 - step / steps))} if filtered else {}
+            return {self.field: GridFilter(self.reach ** (1 - step / steps))} if filtered else {}
 
         begin = time.process_time()
         fit(

@@ -221,7 +221,7 @@ class TestSparseGradients:
         table = nn.Embedding(5, 3, sparse=True)
         optimizer = torch.optim.Adam([table.weight])
         made = Evaluation(lambda: table(torch.tensor([1])).sum(), optimizer, names={id(table.weight): "weight"})
-        with pytest.raises(InputError, match='loss: want dense gradients.*"rows"}.*, got a sparse one of weight'):
+        with pytest.raises(InputError, match=r'loss: want dense gradients.*"rows"}.*, got a sparse one of weight'):
             made.closure()
 
 

@@ -81,7 +81,7 @@ def test_rows_that_are_not_finite_stop_the_fit_at_the_last_good_state():
 
 def test_other_optimizers_say_what_to_do():
     x = table()
-    with pytest.raises(InputError, match='loss: want dense gradients.*"rows"'):
+    with pytest.raises(InputError, match=r'loss: want dense gradients.*"rows"'):
         fit([x], Draw(x), optimizer="adam", steps=2)
 
 

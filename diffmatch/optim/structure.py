@@ -39,8 +39,9 @@ class GridFilter:
     trials where all data are seen in each step (see the page on optimizers).
 
     Args:
-        strength: a, in squared cells. It is the reach of a correction: 0.3 to 1 for a start that is close, 3 to 10 for
-            one that is far.
+        strength: a, in squared cells; its root is the reach of a correction. 0.3 to 1 for a start that is close, 3 to
+            10 for one that is far, 30 and falling to 1 from a ball (``structure`` of :func:`diffmatch.fit` may be a
+            function of the step). 0 leaves gradients as they are.
         power: p, 1 or 2.
         shape: entries along the axes of the grid, where the parameter does not have them as its own shape: a flattened
             field, or one with channels behind the grid, such as node moves (nodes, 3). All axes where None.
