@@ -170,8 +170,8 @@ def _graph_pairs(
         high: rank of what each edge appears with, shape (e,).
         n: number of vertices.
     """
-    by_age = argsort(np.ascontiguousarray(high, np.int32))
-    births, deaths, roots, positive = _join(len(order), np.ascontiguousarray(edges), high, by_age)
+    high = np.ascontiguousarray(high, np.int32)
+    births, deaths, roots, positive = _join(len(order), np.ascontiguousarray(edges), high, argsort(high))
     none = np.empty(0, np.int32)
     roots = roots[order[roots] < n]
     return (order[births], order[deaths], order[roots]), (none, none, order[high[positive]]), positive

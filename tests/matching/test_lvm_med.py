@@ -135,6 +135,14 @@ def test_a_step_against_the_gradient_raises_the_affinity_of_what_belongs_togethe
     assert after > before
 
 
+def test_without_weight_of_the_edges_the_vertices_decide():
+    z, w = randn(12, 6), randn(12, 6, seed=1)
+    found = SecondOrderMatching(6, noise=0.0, alpha=1.0, layers=0, edge_weight=0.0)(z, w)
+    cosine = normalize(z, dim=-1) @ normalize(w, dim=-1).T
+    assert torch.equal(found.assignment, assign(cosine, maximize=True).assignment)
+    assert float(found.objective) == pytest.approx(float(cosine[torch.arange(12), found.assignment].sum()), abs=1e-5)
+
+
 def test_a_weight_on_the_loss_scales_its_gradient():
     z, w = randn(12, 6).requires_grad_(), randn(12, 6, seed=1)
     module = SecondOrderMatching(6, alpha=1.0)
@@ -206,6 +214,8 @@ def test_the_whole_module_runs_with_feature_maps_and_its_own_solver():
 def test_arguments_are_checked():
     with pytest.raises(InputError, match="alpha: want a number between 0 and 1"):
         SecondOrderMatching(4, alpha=2.0)
+    with pytest.raises(InputError, match="edge_weight: want a number >= 0"):
+        SecondOrderMatching(4, edge_weight=-1.0)
     with pytest.raises(InputError, match="neighbours: want a number > 0"):
         SecondOrderMatching(4, neighbours=0)
     with pytest.raises(InputError, match="features_s, features_t: want feature maps"):

@@ -30,28 +30,29 @@ def first_level(cost: Cost, problem: Problem, method: str) -> Float[Tensor, " b"
     if method == "sweeps":
         return torch.zeros_like(problem.eps)
     if isinstance(cost, DenseCost):
-        rows = cost.cost.detach()[:, :: max(1, cost.cost.shape[1] // SAMPLE_ROWS)]
-        if rows.device.type == "cpu":
+        step = max(1, cost.cost.shape[1] // SAMPLE_ROWS)
+        if cost.cost.device.type == "cpu":
             # Small problems are done in less time than the tensor operations below take.
-            span = torch.from_numpy(_spans(rows.contiguous().numpy()))
-        else:
-            span = DenseCost(rows).scale()
-    else:
-        span = cost.scale()
+            values, eps = cost.cost.detach().contiguous().numpy(), problem.eps.detach().contiguous().numpy()
+            return torch.from_numpy(_levels(values, eps, step, method == "newton"))
+        cost = DenseCost(cost.cost[:, ::step])
+    span = cost.scale()
     first = torch.maximum(span / 4, problem.eps)
     return first if method == "newton" else torch.where(problem.eps > SCALING_BELOW * span, problem.eps, first)
 
 
 @njit(cache=True, nogil=True)
 @typing.no_type_check
-def _spans(cost):
-    """Largest minus smallest finite entry of each element, 0 where there is none."""
-    spans = np.zeros(len(cost), cost.dtype)
+def _levels(cost, eps, step, always):
+    """The rule for every element of a stored cost; its range is that of the finite entries, 0 where there are none."""
+    levels = eps.copy()
     for k in range(len(cost)):
         low, high = np.inf, -np.inf
-        for row in cost[k]:
-            for entry in row:
+        for i in range(0, cost.shape[1], step):
+            for entry in cost[k, i]:
                 if entry < np.inf:
                     low, high = min(low, entry), max(high, entry)
-        spans[k] = max(high - low, 0.0)
-    return spans
+        span = max(high - low, 0.0)
+        if always or not eps[k] > SCALING_BELOW * span:
+            levels[k] = max(span / 4, eps[k])
+    return levels
