@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmatch.errors import InputError
-from diffmatch.topology.bar_kernels import bars
 from diffmatch.topology.diagram import Diagram, Persistence
+from diffmatch.topology.vertex_pair_kernels import bars
 
 __all__ = ["VertexPairs", "check_degrees", "diagrams", "filtration_values", "vertex_pairs"]
 
@@ -101,7 +101,7 @@ def vertex_pairs(
 def _bars(
     values: Float[Tensor, " n"], births: Int[Tensor, " p"], deaths: Int[Tensor, " p"], min_persistence: float
 ) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"], Int[Tensor, " e"]]:
-    """:func:`diffmatch.topology.bar_kernels.bars` by tensor operations, on any device."""
+    """:func:`diffmatch.topology.vertex_pair_kernels.bars` by tensor operations, on any device."""
     length = values[deaths] - values[births]  # a birth is infinite only if its death is; NaN then, and not kept
     endless = births[length.isposinf()]
     kept = (length > min_persistence) & length.isfinite()
