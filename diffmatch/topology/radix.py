@@ -45,8 +45,9 @@ def argsort(keys: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.int32]:
         return np.empty(0, np.int32)
     n_bits = 8 * keys.dtype.itemsize
     differing = int(np.bitwise_or.reduce(keys ^ keys[0])) & ((1 << n_bits) - 1)
-    # Three digits tell nearly all keys apart; where they do not, the sort starts again with all of them.
-    skipped = max(0, differing.bit_length() - 3 * _DIGIT)
+    # Two or three digits tell nearly all keys apart; where they do not, the sort starts again with all of them.
+    n_digits = 2 if len(keys) < 1 << 15 else 3
+    skipped = max(0, differing.bit_length() - n_digits * _DIGIT)
     order, done = _radix(keys, skipped, differing.bit_length(), 4 * len(keys))
     if not done:
         order, _ = _radix(keys, 0, differing.bit_length(), 0)

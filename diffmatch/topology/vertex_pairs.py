@@ -86,69 +86,71 @@ def vertex_pairs(
         essential: vertex of the birth of each class that never dies, shape (e,).
         min_persistence: bars of this length and shorter are left out.
     """
-    first, last, unending = births.long(), deaths.long(), essential.long()
     wide = ascending if ascending.dtype == torch.float64 else ascending.float()
     if wide.device.type == "cpu":
-        kept = bars(wide.numpy(), first.numpy(), last.numpy(), min_persistence)
-        first, last, endless = (torch.from_numpy(part) for part in kept)
+        columns = births.numpy(), deaths.numpy(), essential.numpy()
+        first, last, unending = map(torch.from_numpy, bars(wide.numpy(), *columns, min_persistence))
     else:
-        first, last, endless = _bars(wide, first, last, min_persistence)
-    unending = torch.cat((unending, endless))
-    unending = unending[wide[unending].isfinite()].sort().values
-    return VertexPairs(degree, first, last, unending[wide[unending].argsort(stable=True)])
+        first, last, unending = _bars(wide, births.long(), deaths.long(), essential.long(), min_persistence)
+    return VertexPairs(degree, first, last, unending)
 
 
 def _bars(
-    values: Float[Tensor, " n"], births: Int[Tensor, " p"], deaths: Int[Tensor, " p"], min_persistence: float
-) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"], Int[Tensor, " e"]]:
+    values: Float[Tensor, " n"],
+    births: Int[Tensor, " p"],
+    deaths: Int[Tensor, " p"],
+    essential: Int[Tensor, " e"],
+    min_persistence: float,
+) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"], Int[Tensor, " f"]]:
     """:func:`diffmatch.topology.vertex_pair_kernels.bars` by tensor operations, on any device."""
     length = values[deaths] - values[births]  # a birth is infinite only if its death is; NaN then, and not kept
-    endless = births[length.isposinf()]
+    unending = torch.cat((essential, births[length.isposinf()]))
+    unending = unending[values[unending].isfinite()].sort().values
     kept = (length > min_persistence) & length.isfinite()
     births, deaths, length = births[kept], deaths[kept], length[kept]
     order = deaths.argsort(stable=True)
     order = order[births[order].argsort(stable=True)]
     order = order[length[order].argsort(stable=True, descending=True)]
-    return births[order], deaths[order], endless
+    return births[order], deaths[order], unending[values[unending].argsort(stable=True)]
 
 
 class _Read(torch.autograd.Function):
-    """``values[index]``, by the faster kernel of either direction: on the CPU, half the time of ``gather``."""
+    """``values[row][index]`` for several rows and indices, with one gradient that all of them are added into."""
 
     @staticmethod
-    def forward(values: Tensor, index: Tensor) -> Tensor:
-        return values.index_select(0, index)
+    def forward(values: Tensor, rows: Sequence[int], *indices: Tensor) -> tuple[Tensor, ...]:
+        return tuple([values[row].index_select(0, index) for row, index in zip(rows, indices, strict=True)])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        values, index = inputs
-        ctx.save_for_backward(index)
-        ctx.n_values = len(values)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        values, ctx.rows, *indices = inputs
+        ctx.shape = values.shape
+        ctx.save_for_backward(*indices)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.n_values).scatter_add(0, index, grad), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        total = None
+        for row, index, grad in zip(ctx.rows, ctx.saved_tensors, grads, strict=True):
+            if grad is not None:
+                total = grad.new_zeros(ctx.shape) if total is None else total
+                total[row].scatter_add_(0, index, grad)
+        return total, None, *[None for _ in grads]
 
 
 def diagrams(
     values: Float[Tensor, "b n"], pairs: Sequence[Sequence[VertexPairs]], *, superlevel: bool
 ) -> list[Persistence]:
-    """The diagrams of a batch: the values at all ends by one gather.
+    """The diagrams of a batch; what they send back is added into one gradient.
 
     Args:
         values: what births and deaths are read from, one row an item.
         pairs: for each item, the bars of each degree.
         superlevel: whether the filtration went downward.
     """
-    n, device = values.shape[1], values.device
-    parts = [part.to(device) for item in pairs for p in item for part in (p.births, p.deaths, p.essential)]
-    offsets = [row * n for row, item in enumerate(pairs) for _ in range(3 * len(item))]
-    if not parts:
-        return [Persistence((), superlevel) for _ in pairs]
-    index = torch.cat([part + offset for part, offset in zip(parts, offsets, strict=True)])
-    ends = iter(_Read.apply(values.reshape(-1), index).split([len(part) for part in parts]))
-    cells = iter(parts)
+    parts = [part.to(values.device) for item in pairs for p in item for part in (p.births, p.deaths, p.essential)]
+    rows = [row for row, item in enumerate(pairs) for _ in range(3 * len(item))]
+    ends, cells = iter(_Read.apply(values, rows, *parts)), iter(parts)
 
     def diagram(degree: int) -> Diagram:
         births, deaths, essential_births = next(ends), next(ends), next(ends)

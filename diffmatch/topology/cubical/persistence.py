@@ -96,8 +96,8 @@ def cubical_persistence_batch(
 ) -> list[Persistence]:
     """:func:`cubical_persistence` of each field of a batch, in as many threads as torch is set to use.
 
-    The indices of each result count from the beginning of its own field. All ends of all fields are read by one gather,
-    so that a backward pass writes one gradient for the batch.
+    The indices of each result count from the beginning of its own field. A backward pass writes one gradient for the
+    batch.
 
     Args:
         fields: shape (b, nx, ny) or (b, nx, ny, nz).
