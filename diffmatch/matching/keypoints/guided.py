@@ -31,7 +31,7 @@ def guided_by_homography(
         a: keypoints of image A.
         b: keypoints of image B.
         homography: maps A to B.
-        radius: pixels, in both images.
+        radius: pixels, see :func:`~diffmatch.matching.keypoints.verify.transfer_distance`.
         max_distance: between the descriptors.
 
     Returns:
@@ -41,10 +41,9 @@ def guided_by_homography(
     mapped = points_a @ homography[:, :2].T + homography[:, 2]
     ahead = np.abs(mapped[:, 2]) > 1e-9
     places = np.where(ahead[:, None], mapped[:, :2] / np.where(ahead, mapped[:, 2], 1.0)[:, None], 1e9)
-    _, near = cKDTree(points_b).query(places, k=min(_NEIGHBOURS, len(points_b)), distance_upper_bound=radius)
-    near = near.reshape(len(points_a), -1)
-    rows, slots = np.nonzero(near < len(points_b))
-    columns = near[rows, slots]
+    k = min(_NEIGHBOURS, len(points_b))
+    _, near = cKDTree(points_b).query(places, k=k)
+    rows, columns = np.repeat(np.arange(len(points_a)), k), near.ravel()
     close = transfer_distance(homography, points_a[rows], points_b[columns]) <= radius
     return _best_pairs(a, b, rows[close], columns[close], max_distance)
 

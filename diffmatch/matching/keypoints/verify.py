@@ -16,6 +16,7 @@ __all__ = ["Geometry", "epipolar_distance", "essential_matrix", "transfer_distan
 
 _CONFIDENCE, _ITERATIONS = 0.9999, 10000
 _SAMPLES = {"homography": 4, "fundamental": 8}
+_SUPPORT_WIDTHS = (1.0, 2.0)  # of what speaks for a homography, in thresholds: surfaces are seldom quite flat
 _START_WIDTHS = (0.25, 0.5, 1.0, 1.5)  # thresholds of MAGSAC++ that the homography is begun from, in thresholds
 _LOCAL_SHARE, _LOCAL_WIDTHS, _LOCAL_STARTS = 0.3, (0.5, 1.0), 4  # of the matches around one of them; as above
 _REFINED = 3  # of all that it is begun from, those with the most support
@@ -63,23 +64,25 @@ class Geometry:
 def transfer_distance(
     homography: Float64[np.ndarray, "3 3"], points_a: Float64[np.ndarray, "n 2"], points_b: Float64[np.ndarray, "n 2"]
 ) -> Float64[np.ndarray, " n"]:
-    """The larger of the two distances |H p - q| and |p - H^-1 q| in pixels; infinite behind the camera."""
-    there = _forward(homography, points_a, points_b)
+    """How far apart a homography puts matched points, in pixels half-way between the scales of the two images.
+
+    The geometric mean of |H p - q| and |p - H^-1 q|: at a zoom of four, an error of one pixel in the small image is one
+    of four in the large one, where keypoints are placed that much worse; neither alone is a fair measure.
+    """
     try:
         inverse = np.linalg.inv(homography)
     except np.linalg.LinAlgError:
         return np.full(len(points_a), math.inf)
-    return np.asarray(np.maximum(there, _forward(inverse, points_b, points_a)))
+    return np.asarray(np.sqrt(_forward(homography, points_a, points_b) * _forward(inverse, points_b, points_a)))
 
 
 def _forward(
     homography: Float64[np.ndarray, "3 3"], points_a: Float64[np.ndarray, "n 2"], points_b: Float64[np.ndarray, "n 2"]
 ) -> Float64[np.ndarray, " n"]:
+    """|H p - q|; very large, not infinite, where a point is mapped to infinity."""
     mapped = points_a @ homography[:, :2].T + homography[:, 2]
-    depth = mapped[:, 2]
-    seen = np.abs(depth) > 1e-12
-    distance = np.linalg.norm(mapped[:, :2] / np.where(seen, depth, 1.0)[:, None] - points_b, axis=1)
-    return np.where(seen, distance, math.inf)
+    depth = np.where(np.abs(mapped[:, 2]) > 1e-12, mapped[:, 2], 1e-12)
+    return np.asarray(np.linalg.norm(mapped[:, :2] / depth[:, None] - points_b, axis=1))
 
 
 def epipolar_distance(
@@ -106,7 +109,7 @@ def verify(
     Args:
         points_a: matched points in A, one at a place.
         points_b: matched points in B.
-        threshold: pixels within which a match agrees; half as much again for the homography, in both images.
+        threshold: pixels within which a match agrees; half as much again for the homography.
         estimator: "magsac" (MAGSAC++ of OpenCV, Barath et al. 2020) or "ransac" (that of ``geometry``, on tensors).
         seed: of the samples of "ransac", and of where local fits begin; the samples of OpenCV are always the same.
 
@@ -231,7 +234,9 @@ def _refined(a: np.ndarray, b: np.ndarray, homography: np.ndarray, threshold: fl
 
 
 def _support(homography: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) -> float:
-    return float(np.clip(1 - (transfer_distance(homography, a, b) / threshold) ** 2, 0, 1).sum())
+    """Sum of max(0, 1 - r^2 / (k T)^2) over the matches (MSAC), the mean of several k."""
+    share = (transfer_distance(homography, a, b) / threshold) ** 2
+    return float(np.mean([np.clip(1 - share / width**2, 0, 1).sum() for width in _SUPPORT_WIDTHS]))
 
 
 def _tensor_ransac(model: str, a: np.ndarray, b: np.ndarray, threshold: float, seed: int) -> np.ndarray | None:

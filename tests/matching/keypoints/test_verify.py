@@ -36,6 +36,27 @@ def test_a_plane_with_wrong_matches(random):
     assert transfer_distance(PLANE, a, warp(found.homography, a)).max() < 0.5
 
 
+def test_distances_are_measured_half_way_between_the_scales(random):
+    a = random.uniform(0, 400, (50, 2))
+    zoom = np.diag([0.25, 0.25, 1.0])
+    b = warp(zoom, a) + np.array([0.6, 0.8])  # one pixel off in B, four in A
+    assert np.allclose(transfer_distance(zoom, a, b), 2.0)
+    assert np.allclose(transfer_distance(np.linalg.inv(zoom), b, a), 2.0)
+    assert np.isinf(transfer_distance(np.ones((3, 3)), a, b)).all()  # has no inverse
+
+
+def test_a_view_from_afar_keeps_matches_that_are_a_pixel_off(random):
+    a = random.uniform(0, 1000, (300, 2))
+    zoom = np.array([[0.2, 0.02, 90.0], [-0.02, 0.2, 70.0], [1e-5, 0.0, 1.0]])
+    b = warp(zoom, a) + random.normal(0, 0.5, (300, 2))
+    b[:60] = random.uniform(0, 500, (60, 2))
+    found = verify(a, b)
+    assert found.planar
+    assert found.on_homography[60:].mean() > 0.9
+    assert found.on_homography[:60].mean() < 0.1
+    assert np.linalg.norm(warp(found.homography, a) - warp(zoom, a), axis=1).max() < 0.5
+
+
 def test_an_uneven_plane_is_one_and_two_planes_are_not(random):
     a = random.uniform(0, 500, (600, 2))
     uneven = in_space(a, 6.0 + 2.0 * np.sin(a[:, 0] / 40))  # some pixels off, along the epipolar lines
