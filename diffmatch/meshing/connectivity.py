@@ -29,6 +29,7 @@ class Connectivity:
     Attributes:
         shape: cells along each axis of one item.
         cell: surface cells, ascending, shape (k,).
+        node: node at the low corner of each surface cell, shape (k,).
         row: row of the case tables of each surface cell, shape (k,).
         vertex_start: number of the first dual vertex of each surface cell, and the number of all, shape (k + 1,).
         quads: dual vertices of each quad, counter-clockwise seen from outside, shape (q, 4), int64.
@@ -37,6 +38,7 @@ class Connectivity:
 
     shape: tuple[int, int, int]
     cell: Int[Tensor, " k"]
+    node: Int[Tensor, " k"]
     row: Int[Tensor, " k"]
     vertex_start: Int[Tensor, " k1"]
     quads: Int64[Tensor, "q 4"]
@@ -53,13 +55,21 @@ class Connectivity:
         return offsets_to_index(self.vertex_start)
 
     @cached_property
-    def node(self) -> Int64[Tensor, " k"]:
-        """Node at the low corner of each surface cell."""
-        nx, ny, nz = self.shape
-        cell = self.cell.long()
-        k, j, bi = cell % nz, cell // nz % ny, cell // (nz * ny)
-        b, i = bi // nx, bi % nx
-        return ((b * (nx + 1) + i) * (ny + 1) + j) * (nz + 1) + k
+    def vertex_cell(self) -> Int64[Tensor, " v"]:
+        """Cell that holds each dual vertex."""
+        return self.cell.long()[self.vertex_slot]
+
+    @cached_property
+    def n_crossings(self) -> Int64[Tensor, ""]:
+        """Crossing edges of all dual vertices together."""
+        return device_tables(self.cell.device).n_incidences[self.row.long()].sum()
+
+    @cached_property
+    def fan(self) -> Int64[Tensor, "f 3"]:
+        """Four triangles a quad, around its centre; the centres are numbered behind all dual vertices."""
+        quads = self.quads
+        centre = self.n_vertices + torch.arange(len(quads), device=quads.device)
+        return torch.stack((quads, quads.roll(-1, 1), centre[:, None].expand(-1, 4)), -1).reshape(-1, 3)
 
     @cached_property
     def incidences(self) -> "Incidences":
@@ -103,7 +113,7 @@ def _incidences(connectivity: Connectivity) -> Incidences:
         slot=slot,
         edge=edge,
         corner=corner,
-        node=connectivity.node[slot, None] + step,
+        node=connectivity.node[slot, None].long() + step,
         count=torch.bincount(vertex, minlength=connectivity.n_vertices),
     )
 
@@ -147,8 +157,10 @@ def connect(field: Float[Tensor, "b x y z"]) -> Connectivity:
     # Only surface cells are ever looked up, so the rest of the map stays uninitialised.
     slot_of = torch.empty(b * nx * ny * nz, dtype=torch.int64, device=field.device)
     slot_of[cell] = torch.arange(len(cell), device=field.device)
-    quads, quad_edge = _quads(cell, case, row, start, slot_of, (nx, ny, nz))
-    return Connectivity((nx, ny, nz), cell, row, start, quads, quad_edge)
+    bi = cell // (ny * nz)
+    node = ((bi + bi // nx) * (ny + 1) + cell // nz % ny) * (nz + 1) + cell % nz
+    quads, quad_edge = _quads(cell, node, case, row, start, slot_of, (nx, ny, nz))
+    return Connectivity((nx, ny, nz), cell, node, row, start, quads, quad_edge)
 
 
 def _repair(cell: Tensor, case: Tensor, cases: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -169,7 +181,13 @@ def _repair(cell: Tensor, case: Tensor, cases: Tensor, shape: tuple[int, int, in
 
 
 def _quads(
-    cell: Tensor, case: Tensor, row: Tensor, start: Tensor, slot_of: Tensor, shape: tuple[int, int, int]
+    cell: Tensor,
+    node: Tensor,
+    case: Tensor,
+    row: Tensor,
+    start: Tensor,
+    slot_of: Tensor,
+    shape: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
     """Quads around the crossing edges at the low corner of each surface cell, cell by cell, then axis by axis."""
     tables = device_tables(cell.device)
@@ -192,8 +210,4 @@ def _quads(
         corners.append(start[around] + tables.edge_loop[row[around], 4 * axis + seen_at])
     quads = torch.stack(corners, 1)
     quads = torch.where(low_inside[slot, None], quads, quads.flip(1))
-
-    ci = cell[slot]
-    bi = ci // (ny * nz)
-    node = ((bi + bi // nx) * (ny + 1) + ci // nz % ny) * (nz + 1) + ci % nz
-    return quads, 3 * node + axis
+    return quads, 3 * node[slot] + axis

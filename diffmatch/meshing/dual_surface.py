@@ -69,8 +69,9 @@ class _DualSurface(torch.autograd.Function):
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         forward = kernels.dual_surface if compiled else surface_forward
-        points, deviation = forward(connectivity, field, payload, corner_weights, edge_weights, split_weights, centres)
-        ctx.save_for_backward(field, payload, corner_weights, edge_weights, split_weights, points)
+        weights = corner_weights, edge_weights, split_weights
+        points, deviation, floor = forward(connectivity, field, payload, *weights, centres)
+        ctx.save_for_backward(field, payload, *weights, points, floor)
         ctx.settings = connectivity, centres, compiled
         return points, deviation
 
@@ -79,18 +80,9 @@ class _DualSurface(torch.autograd.Function):
         connectivity, centres, compiled = ctx.settings
         # With create_graph=True autograd records this very function, so it has to be made of tensor operations.
         backward = kernels.dual_surface_backward if compiled and not torch.is_grad_enabled() else surface_backward
-        field, payload, corner_weights, edge_weights, split_weights, points = ctx.saved_tensors
+        field, payload, corner, edge, split, points, floor = ctx.saved_tensors
         grads = backward(
-            connectivity,
-            field,
-            payload,
-            corner_weights,
-            edge_weights,
-            split_weights,
-            points,
-            grad_points,
-            grad_deviation,
-            centres,
+            connectivity, field, payload, corner, edge, split, points, floor, grad_points, grad_deviation, centres
         )
         return *grads, None, None, None
 
@@ -135,8 +127,11 @@ def surface_forward(
     edge_weights: Tensor | None,
     split_weights: Tensor | None,
     centres: bool,
-) -> tuple[Tensor, Tensor]:
-    """The function in tensor operations; differentiable by autograd as well, which is how the backward is tested."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The function in tensor operations; differentiable by autograd as well, which is how the backward is tested.
+
+    Returns points and deviations, and the smallest difference of field values that the backward divides by.
+    """
     rows, n_vertices = connectivity.incidences, connectivity.n_vertices
     low, high = field[rows.node].unbind(1)
     x0, x1 = payload[rows.node].unbind(1)
@@ -158,7 +153,7 @@ def surface_forward(
     deviation = segment_sum((distance - mean[rows.vertex]).abs(), rows.vertex, n_segments=n_vertices)
     if centres:
         vertices = torch.cat((vertices, _centres(connectivity, vertices, split_weights)))
-    return vertices, deviation
+    return vertices, deviation, _steepest(low, high)
 
 
 def _distance(offset: Tensor) -> Tensor:
@@ -187,6 +182,7 @@ def surface_backward(
     edge_weights: Tensor | None,
     split_weights: Tensor | None,
     points: Tensor,
+    floor: Tensor,
     grad_points: Tensor,
     grad_deviation: Tensor,
     centres: bool,
@@ -203,7 +199,6 @@ def surface_backward(
     x0, x1 = payload[rows.node].unbind(1)
     edge = x1 - x0
     z_t = crossing(low, high)
-    floor = _steepest(low, high)
 
     # Deviation: through the plain crossing points z and through the vertex.
     offset = torch.lerp(x0[:, :3], x1[:, :3], z_t[:, None]) - vertices[rows.vertex, :3]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from diffmatch.errors import InputError, check_choice, check_floating, check_same_device, check_shape
 from diffmatch.meshing import kernels
-from diffmatch.meshing.case_tables import device_tables
 from diffmatch.meshing.connectivity import Connectivity, connect
 from diffmatch.meshing.dual_surface import dual_surface, quad_weights
 from diffmatch.meshing.grid import Grid
@@ -34,7 +33,8 @@ class FlexiMesh(Mesh):
         vertex_cell: cell that holds each dual vertex, shape (dual,), int64; ``b * grid.n_cells`` higher for item b.
         deviation: sum over the crossing points of a dual vertex of how far their distance to it deviates from the
             mean distance, shape (dual,).
-        connectivity: which cells and edges the surface crosses; serves again while no sign changes.
+        connectivity: which cells and edges the surface crosses; serves again while no sign changes. The meshes made
+            with it share its tensors: quads and, with ``training=True``, faces.
         n_crossings: crossing points of all dual vertices together, shape ().
         vertex_offsets: first dual vertex of each item, and the number of all, shape (b + 1,), int64.
         quad_offsets: likewise for the quads.
@@ -266,7 +266,7 @@ def _extract(
         centres=training,
         compiled=field.device.type == "cpu",
     )
-    faces = _fan(connectivity) if training else _split(connectivity, split_weights)
+    faces = connectivity.fan if training else _split(connectivity, split_weights)
     bounds = torch.arange(len(field) + 1, device=field.device)
     first_slot = torch.searchsorted(connectivity.cell, (bounds * grid.n_cells).to(connectivity.cell.dtype))
     return FlexiMesh(
@@ -276,20 +276,13 @@ def _extract(
         grid=grid,
         quads=connectivity.quads,
         quad_edge=connectivity.quad_edge,
-        vertex_cell=connectivity.cell.long()[connectivity.vertex_slot],
+        vertex_cell=connectivity.vertex_cell,
         deviation=deviation,
         connectivity=connectivity,
-        n_crossings=device_tables(field.device).n_incidences[connectivity.row.long()].sum(),
+        n_crossings=connectivity.n_crossings,
         vertex_offsets=connectivity.vertex_start.long()[first_slot],
         quad_offsets=torch.searchsorted(connectivity.quad_edge, bounds * (3 * grid.n_nodes)),
     )
-
-
-def _fan(connectivity: Connectivity) -> Tensor:
-    """Four triangles a quad, around its centre."""
-    quads = connectivity.quads
-    centre = connectivity.n_vertices + torch.arange(len(quads), device=quads.device)
-    return torch.stack((quads, quads.roll(-1, 1), centre[:, None].expand(-1, 4)), -1).reshape(-1, 3)
 
 
 def _split(connectivity: Connectivity, split_weights: Tensor | None) -> Tensor:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 from diffmatch.meshing.case_tables import case_tables, cell_geometry
@@ -26,6 +28,8 @@ CENTRE_EPS = 1e-8
 """Added to the weights of a quad centre, as published."""
 STEEPEST = 1e-6
 """Gradients of a crossing point grow as 1 / |a - b|; below this fraction of the mean |s| they are held constant."""
+AHEAD = np.uintp(12)
+"""Cells between the one that is computed and the one whose nodes are fetched from memory meanwhile."""
 
 
 # Division by zero gives what IEEE 754 says. Annotation checks would wrap what numba has to compile, hence the second
@@ -40,17 +44,17 @@ def connect(field: Tensor) -> Connectivity:
     nx, ny, nz = (n - 1 for n in node_shape)
     # Sized for the worst case; the pages that no surface cell touches are never backed by memory.
     n_cells = batch * nx * ny * nz
-    cell, row, slot_of = np.empty(n_cells, np.int32), np.empty(n_cells, np.int16), np.empty(n_cells, np.int32)
-    values = field.detach().contiguous().numpy()
-    count = _surface_cells(values, cell, row, slot_of)
-    cell, row = cell[:count].copy(), row[:count].copy()
+    cell, node, slot_of = (np.empty(n_cells, np.int32) for _ in range(3))
+    row = np.empty(n_cells, np.int16)
+    count = _surface_cells(field.detach().contiguous().numpy(), cell, node, row, slot_of)
+    cell, node, row = cell[:count].copy(), node[:count].copy(), row[:count].copy()
     start = np.empty(count + 1, np.int32)
     n_quads = _repair_and_number(
         (nx, ny, nz), cell, row, slot_of, tables.problem_face, tables.n_loops, tables.edge_loop, start
     )
     quads, quad_edge = np.empty((n_quads, 4), np.int64), np.empty(n_quads, np.int64)
-    _quads((nx, ny, nz), cell, row, start, slot_of, tables.edge_loop, quads, quad_edge)
-    return Connectivity((nx, ny, nz), *(torch.from_numpy(x) for x in (cell, row, start, quads, quad_edge)))
+    _quads((nx, ny, nz), cell, node, row, start, slot_of, tables.edge_loop, quads, quad_edge)
+    return Connectivity((nx, ny, nz), *(torch.from_numpy(x) for x in (cell, node, row, start, quads, quad_edge)))
 
 
 def dual_surface(
@@ -61,17 +65,17 @@ def dual_surface(
     edge_weights: Tensor | None,
     split_weights: Tensor | None,
     centres: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compiled form of :func:`diffmatch.meshing.dual_surface.surface_forward`."""
     n_vertices, columns = connectivity.n_vertices, payload.shape[1]
     n_points = n_vertices + (len(connectivity.quads) if centres else 0)
     points, deviation = payload.new_empty(n_points, columns), payload.new_empty(n_vertices)
     weights = _weights(connectivity, corner_weights, 8, field), _weights(connectivity, edge_weights, 12, field)
-    _vertices(*_arrays(connectivity, field, payload), *weights, points.numpy(), deviation.numpy())
+    floor = _vertices(*_arrays(connectivity, field, payload), *weights, points.numpy(), deviation.numpy())
     if centres:
         split = _vertex_weights(connectivity, split_weights, payload)
-        _centres(connectivity.quads.numpy(), split, points.numpy(), n_vertices)
-    return points, deviation
+        _centres(_unsigned(connectivity.quads), split, points.numpy(), n_vertices)
+    return points, deviation, torch.tensor(floor, dtype=field.dtype)
 
 
 def dual_surface_backward(
@@ -82,6 +86,7 @@ def dual_surface_backward(
     edge_weights: Tensor | None,
     split_weights: Tensor | None,
     points: Tensor,
+    floor: Tensor,
     grad_points: Tensor,
     grad_deviation: Tensor,
     centres: bool,
@@ -89,23 +94,21 @@ def dual_surface_backward(
     """Compiled form of :func:`diffmatch.meshing.dual_surface.surface_backward`."""
     n_vertices = connectivity.n_vertices
     grad_vertices = grad_points[:n_vertices].contiguous()
-    grad_split_weights = None
+    grad_split = None if split_weights is None else torch.zeros_like(split_weights)
     if centres:
         grad_vertices = grad_points[:n_vertices].clone(memory_format=torch.contiguous_format)  # it is added to
-        split = _vertex_weights(connectivity, split_weights, payload)
-        grad_split = torch.zeros(n_vertices, dtype=field.dtype)
+        grad_vertex_split = np.zeros(n_vertices, grad_vertices.numpy().dtype)
         _centres_backward(
-            connectivity.quads.numpy(),
-            split,
+            _unsigned(connectivity.quads),
+            _vertex_weights(connectivity, split_weights, payload),
             points.numpy(),
             grad_points[n_vertices:].contiguous().numpy(),
             n_vertices,
             grad_vertices.numpy(),
-            grad_split.numpy(),
+            grad_vertex_split,
         )
-        if split_weights is not None:
-            grad_split_weights = torch.zeros_like(split_weights)
-            grad_split_weights.index_add_(0, connectivity.vertex_slot, grad_split)
+        if grad_split is not None:
+            _sum_over_cells(grad_vertex_split, connectivity.vertex_start.numpy(), grad_split.numpy())
     weight_a = _weights(connectivity, corner_weights, 8, field)
     weight_b = _weights(connectivity, edge_weights, 12, field)
     grad_field, grad_payload = lazy_zeros(field.shape, like=field), lazy_zeros(payload.shape, like=payload)
@@ -115,6 +118,7 @@ def dual_surface_backward(
         weight_a,
         weight_b,
         points.numpy(),
+        floor.item(),
         grad_vertices.numpy(),
         grad_deviation.contiguous().numpy(),
         grad_field.numpy(),
@@ -127,7 +131,7 @@ def dual_surface_backward(
         grad_payload,
         None if corner_weights is None else grad_a,
         None if edge_weights is None else grad_b,
-        grad_split_weights,
+        grad_split,
     )
 
 
@@ -142,44 +146,74 @@ def _vertex_weights(connectivity: Connectivity, split_weights: Tensor | None, li
     """Split weight G of the cell of each dual vertex as an array (v,)."""
     if split_weights is None:
         return like.new_full((connectivity.n_vertices,), 0.5).numpy()
-    return split_weights.detach()[connectivity.vertex_slot].numpy()
+    of_vertices = split_weights.new_empty(connectivity.n_vertices).numpy()
+    _repeat_for_vertices(split_weights.detach().contiguous().numpy(), connectivity.vertex_start.numpy(), of_vertices)
+    return of_vertices
 
 
 def _arrays(connectivity: Connectivity, field: Tensor, payload: Tensor) -> tuple[Any, ...]:
-    tables, geometry = case_tables(), cell_geometry()
+    tables = case_tables()
     return (
         connectivity.shape,
-        connectivity.cell.numpy(),
-        connectivity.row.numpy(),
-        connectivity.vertex_start.numpy(),
+        _unsigned(connectivity.node),
+        _unsigned(connectivity.row),
         tables.n_loops,
-        tables.loop_edges,
+        tables.loop_edges.view(np.uint8),
         tables.loop_start,
-        geometry.edge_corners,
+        cell_geometry().edge_corners.view(np.uint8),
         field.detach().contiguous().numpy(),
         payload.detach().contiguous().numpy(),
     )
 
 
+def _unsigned(numbers: Tensor) -> Any:
+    """Indices as an unsigned array: with signed ones each access would first ask whether to count from the end."""
+    array = numbers.numpy()
+    return array.view(f"u{array.itemsize}")
+
+
+@intrinsic
+@typing.no_type_check
+def _prefetch(typing_context, array, index):
+    """Start to load the beginning of row ``index`` of an array into the cache."""
+
+    def generate(context, builder, signature, arguments):
+        kind = signature.args[0]
+        view = context.make_array(kind)(context, builder, arguments[0])
+        place = [arguments[1]] + [context.get_constant(types.uintp, 0)] * (kind.ndim - 1)
+        pointer = cgutils.get_item_pointer(context, builder, kind, view, place, wraparound=False, boundscheck=False)
+        pointer = builder.bitcast(pointer, cgutils.voidptr_t)
+        flag, void = cgutils.int32_t, cgutils.ir.VoidType()
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer.type], cgutils.ir.FunctionType(void, [pointer.type, flag, flag, flag])
+        )
+        builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
 @_kernel
 @typing.no_type_check
-def _surface_cells(field, cell, row, slot_of):
+def _surface_cells(field, cell, node, row, slot_of):
     """List the cells whose corners differ in sign; returns how many there are."""
     batch, nodes_x, nodes_y, nodes_z = field.shape
     count = 0
-    number = 0
+    number = 0  # of the first cell of a line
     signs = np.empty(nodes_z, np.uint8)
     for b in range(batch):
         for i in range(nodes_x - 1):
             for j in range(nodes_y - 1):
                 r00, r10 = field[b, i, j], field[b, i + 1, j]
                 r01, r11 = field[b, i, j + 1], field[b, i + 1, j + 1]
+                first_node = ((b * nodes_x + i) * nodes_y + j) * nodes_z
                 for k in range(nodes_z):
                     signs[k] = (r00[k] < 0) | (r10[k] < 0) << 1 | (r01[k] < 0) << 2 | (r11[k] < 0) << 3
                 for k in range(nodes_z - 1):
                     case = signs[k] | signs[k + 1] << 4
                     if case != 0 and case != 255:
                         cell[count] = number + k
+                        node[count] = first_node + k
                         row[count] = case
                         slot_of[number + k] = count
                         count += 1
@@ -223,7 +257,7 @@ def _repair_and_number(shape, cell, row, slot_of, problem_face, n_loops, edge_lo
 
 @_kernel
 @typing.no_type_check
-def _quads(shape, cell, row, start, slot_of, edge_loop, quads, quad_edge):
+def _quads(shape, cell, node, row, start, slot_of, edge_loop, quads, quad_edge):
     nx, ny, nz = shape
     n = 0
     index = np.empty(3, np.int64)
@@ -232,9 +266,7 @@ def _quads(shape, cell, row, start, slot_of, edge_loop, quads, quad_edge):
         number = np.int64(cell[slot])
         index[2] = number % nz
         index[1] = number // nz % ny
-        bi = number // (nz * ny)
-        index[0] = bi % nx
-        node = ((bi + bi // nx) * (ny + 1) + index[1]) * (nz + 1) + index[2]
+        index[0] = number // (nz * ny) % nx
         case = row[slot] & 255
         for axis in range(3):
             u, v = (axis + 1) % 3, (axis + 2) % 3
@@ -247,7 +279,7 @@ def _quads(shape, cell, row, start, slot_of, edge_loop, quads, quad_edge):
             q1 = start[s1] + edge_loop[row[s1], 4 * axis + 1]
             q2 = start[s2] + edge_loop[row[s2], 4 * axis + 3]
             q3 = start[s3] + edge_loop[row[s3], 4 * axis + 2]
-            quad_edge[n] = 3 * node + axis
+            quad_edge[n] = 3 * node[slot] + axis
             if case & 1:
                 quads[n, 0], quads[n, 1], quads[n, 2], quads[n, 3] = q0, q1, q2, q3
             else:
@@ -257,200 +289,223 @@ def _quads(shape, cell, row, start, slot_of, edge_loop, quads, quad_edge):
 
 @_kernel
 @typing.no_type_check
-def _load_cell(number, nx, ny, nz, field, corner_node, s):
-    """Nodes at the corners of one cell, and their field values."""
-    k = number % nz
-    j = number // nz % ny
-    bi = number // (nz * ny)
-    node = ((bi + bi // nx) * (ny + 1) + j) * (nz + 1) + k
+def _corner_steps(shape):
+    """Node at each corner of a cell, counted from the node at its low corner."""
+    _, ny, nz = shape
+    step = np.empty(8, np.uintp)
     for c in range(8):
-        n = node + ((c & 1) * (ny + 1) + (c >> 1 & 1)) * (nz + 1) + (c >> 2)
-        corner_node[c] = n
-        s[c] = field[n]
+        step[c] = ((c & 1) * (ny + 1) + (c >> 1 & 1)) * (nz + 1) + (c >> 2)
+    return step
 
 
 @_kernel
 @typing.no_type_check
-def _crossing(low, high, half):
+def _crossing(low, high, half, largest):
     difference = low - high
-    t = low / difference
-    return t if np.isfinite(difference) and np.isfinite(t) else half
+    return low / difference if difference != 0 and abs(difference) <= largest else half
+
+
+@_kernel
+@typing.no_type_check
+def _crossing_and_slope(low, high, half, largest, floor):
+    """The crossing t, and r such that its derivatives by the ends are -high r^2 and low r^2."""
+    difference = low - high
+    size = abs(difference)
+    if difference == 0 or not size <= largest:
+        return half, half - half
+    return low / difference, (half + half) / (difference if size >= floor else math.copysign(floor, difference))
 
 
 @_kernel
 @typing.no_type_check
 def _vertices(
-    shape, cell, row, start, n_loops, loop_edges, loop_start, edge_corners, field, payload, weight_a, weight_b,
+    shape, node, row, n_loops, loop_edges, loop_start, edge_corners, field, payload, weight_a, weight_b,
     points, deviation,
 ):  # fmt: skip
-    nx, ny, nz = shape
+    """Fill points and deviation; returns the smallest difference that gradients divide by, see STEEPEST."""
     columns = payload.shape[1]
     # Constants of the field's type: a literal would lift single precision to double.
     real = field.dtype.type
-    zero, one, half, eps = real(0), real(1), real(0.5), real(DISTANCE_EPS)
-    corner_node, s = np.empty(8, np.int64), np.empty(8, field.dtype)
-    plain, distance = np.empty((8, 3), field.dtype), np.empty(8, field.dtype)
-    point = np.empty(columns, field.dtype)
-    for slot in range(len(cell)):
-        r = row[slot]
-        _load_cell(np.int64(cell[slot]), nx, ny, nz, field, corner_node, s)
+    zero, one, half, eps, largest = real(0), real(1), real(0.5), real(DISTANCE_EPS), np.finfo(field.dtype).max
+    step = _corner_steps(shape)
+    plain, distance, extra = np.empty((8, 3), field.dtype), np.empty(8, field.dtype), np.empty(columns, field.dtype)
+    magnitude, n_rows = 0.0, 0
+    v = np.uintp(0)
+    for slot in range(np.uintp(len(node))):
+        ahead = slot + AHEAD
+        if ahead < len(node):  # the other three columns of nodes were met in earlier cells
+            _prefetch(field, node[ahead] + step[3])
+            _prefetch(payload, node[ahead] + step[3])
+        r, low_node = row[slot], node[slot]
+        begin = np.uintp(0)
         for loop in range(n_loops[r]):
-            v = start[slot] + loop
-            begin, end = np.int64(loop_start[r, loop]), np.int64(loop_start[r, loop + 1])
-            count = end - begin
-            total = zero
-            for d in range(columns):
-                point[d] = zero
-            for m in range(count):
-                edge = loop_edges[r, begin + m]
+            end = np.uintp(loop_start[r, loop + 1])
+            total = px = py = pz = zero
+            for d in range(3, columns):
+                extra[d] = zero
+            for m in range(begin, end):
+                edge = loop_edges[r, m]
                 c0, c1 = edge_corners[edge, 0], edge_corners[edge, 1]
-                n0, n1 = corner_node[c0], corner_node[c1]
-                t = _crossing(s[c0] * weight_a[slot, c0], s[c1] * weight_a[slot, c1], half)
-                z = _crossing(s[c0], s[c1], half)
+                n0, n1 = low_node + step[c0], low_node + step[c1]
+                low, high = field[n0], field[n1]
+                size = abs(low - high)
+                if size <= largest:
+                    magnitude += size
+                else:
+                    low = high = zero
+                t = _crossing(low * weight_a[slot, c0], high * weight_a[slot, c1], half, largest)
+                z = _crossing(low, high, half, largest)
                 w = weight_b[slot, edge]
                 total += w
-                for d in range(3):
-                    x0, step = payload[n0, d], payload[n1, d] - payload[n0, d]
-                    point[d] += w * (x0 + t * step)
-                    plain[m, d] = x0 + z * step
+                x, y, h = payload[n0, 0], payload[n0, 1], payload[n0, 2]
+                dx, dy, dh = payload[n1, 0] - x, payload[n1, 1] - y, payload[n1, 2] - h
+                px += w * (x + t * dx)
+                py += w * (y + t * dy)
+                pz += w * (h + t * dh)
+                plain[m - begin, 0], plain[m - begin, 1], plain[m - begin, 2] = x + z * dx, y + z * dy, h + z * dh
                 for d in range(3, columns):
-                    point[d] += w * (payload[n0, d] + t * (payload[n1, d] - payload[n0, d]))
+                    extra[d] += w * (payload[n0, d] + t * (payload[n1, d] - payload[n0, d]))
             inverse = one / total
-            for d in range(columns):
-                point[d] *= inverse
-                points[v, d] = point[d]
-            mean = zero
+            px, py, pz = px * inverse, py * inverse, pz * inverse
+            points[v, 0], points[v, 1], points[v, 2] = px, py, pz
+            for d in range(3, columns):
+                points[v, d] = extra[d] * inverse
+            count = end - begin
+            mean, spread = zero, zero
             for m in range(count):
-                square = eps
-                for d in range(3):
-                    square += (plain[m, d] - point[d]) ** 2
-                distance[m] = math.sqrt(square)
+                dx, dy, dh = plain[m, 0] - px, plain[m, 1] - py, plain[m, 2] - pz
+                distance[m] = math.sqrt(dx * dx + dy * dy + dh * dh + eps)
                 mean += distance[m]
             mean /= real(count)
-            spread = zero
             for m in range(count):
                 spread += abs(distance[m] - mean)
             deviation[v] = spread
-
-
-@_kernel
-@typing.no_type_check
-def _smallest_difference(shape, cell, row, n_loops, loop_edges, loop_start, edge_corners, field):
-    """Smallest difference that crossing gradients divide by, see STEEPEST."""
-    nx, ny, nz = shape
-    corner_node, s = np.empty(8, np.int64), np.empty(8, field.dtype)
-    magnitude, rows = 0.0, 0
-    for slot in range(len(cell)):
-        r = row[slot]
-        _load_cell(np.int64(cell[slot]), nx, ny, nz, field, corner_node, s)
-        count = np.int64(loop_start[r, n_loops[r]])
-        rows += count
-        for m in range(count):
-            edge = loop_edges[r, m]
-            ends = abs(s[edge_corners[edge, 0]]) + abs(s[edge_corners[edge, 1]])
-            if np.isfinite(ends):
-                magnitude += ends / 2
-    return field.dtype.type(max(STEEPEST * magnitude / max(rows, 1), np.finfo(field.dtype).tiny))
+            n_rows += np.intp(count)
+            v += np.uintp(1)
+            begin = end
+    return max(STEEPEST * magnitude / 2 / max(n_rows, 1), np.finfo(field.dtype).tiny)
 
 
 @_kernel
 @typing.no_type_check
 def _vertices_backward(
-    shape, cell, row, start, n_loops, loop_edges, loop_start, edge_corners, field, payload, weight_a, weight_b,
-    points, grad_vertices, grad_deviation, grad_field, grad_payload, grad_a, grad_b,
+    shape, node, row, n_loops, loop_edges, loop_start, edge_corners, field, payload, weight_a, weight_b,
+    points, floor, grad_vertices, grad_deviation, grad_field, grad_payload, grad_a, grad_b,
 ):  # fmt: skip
-    nx, ny, nz = shape
     columns = payload.shape[1]
     real = field.dtype.type
-    zero, one, half, eps = real(0), real(1), real(0.5), real(DISTANCE_EPS)
-    floor = _smallest_difference(shape, cell, row, n_loops, loop_edges, loop_start, edge_corners, field)
-    corner_node, s = np.empty(8, np.int64), np.empty(8, field.dtype)
-    offset, distance, zs = np.empty((8, 3), field.dtype), np.empty(8, field.dtype), np.empty(8, field.dtype)
-    grad_v = np.empty(columns, field.dtype)
-    for slot in range(len(cell)):
-        r = row[slot]
-        _load_cell(np.int64(cell[slot]), nx, ny, nz, field, corner_node, s)
+    zero, one, half, eps, largest = real(0), real(1), real(0.5), real(DISTANCE_EPS), np.finfo(field.dtype).max
+    floor = real(floor)
+    step = _corner_steps(shape)
+    offset, distance = np.empty((8, 3), field.dtype), np.empty(8, field.dtype)
+    zs, z_slope = np.empty(8, field.dtype), np.empty(8, field.dtype)
+    v = np.uintp(0)
+    for slot in range(np.uintp(len(node))):
+        ahead = slot + AHEAD
+        if ahead < len(node):
+            far = node[ahead] + step[3]
+            _prefetch(field, far)
+            _prefetch(payload, far)
+            _prefetch(grad_field, far)
+            _prefetch(grad_payload, far)
+        r, low_node = row[slot], node[slot]
+        begin = np.uintp(0)
         for loop in range(n_loops[r]):
-            v = start[slot] + loop
-            begin, end = np.int64(loop_start[r, loop]), np.int64(loop_start[r, loop + 1])
+            end = np.uintp(loop_start[r, loop + 1])
             count = end - begin
+            px, py, pz = points[v, 0], points[v, 1], points[v, 2]
             # Deviation.
             mean, total = zero, zero
             for m in range(count):
                 edge = loop_edges[r, begin + m]
-                c0, c1 = edge_corners[edge, 0], edge_corners[edge, 1]
-                n0, n1 = corner_node[c0], corner_node[c1]
-                z = _crossing(s[c0], s[c1], half)
-                square = eps
-                for d in range(3):
-                    o = payload[n0, d] + z * (payload[n1, d] - payload[n0, d]) - points[v, d]
-                    offset[m, d] = o
-                    square += o * o
+                n0, n1 = low_node + step[edge_corners[edge, 0]], low_node + step[edge_corners[edge, 1]]
+                z, z_slope[m] = _crossing_and_slope(field[n0], field[n1], half, largest, floor)
+                x, y, h = payload[n0, 0], payload[n0, 1], payload[n0, 2]
+                dx = x + z * (payload[n1, 0] - x) - px
+                dy = y + z * (payload[n1, 1] - y) - py
+                dh = h + z * (payload[n1, 2] - h) - pz
                 zs[m] = z
-                distance[m] = math.sqrt(square)
+                offset[m, 0], offset[m, 1], offset[m, 2] = dx, dy, dh
+                distance[m] = math.sqrt(dx * dx + dy * dy + dh * dh + eps)
                 mean += distance[m]
                 total += weight_b[slot, edge]
             mean /= real(count)
             mean_sign = zero
             for m in range(count):
-                mean_sign += np.sign(distance[m] - mean)
+                mean_sign += real(distance[m] > mean) - real(distance[m] < mean)
             mean_sign /= real(count)
-            for d in range(columns):
-                grad_v[d] = grad_vertices[v, d]
+            gx, gy, gz = grad_vertices[v, 0], grad_vertices[v, 1], grad_vertices[v, 2]
             for m in range(count):
-                pull = grad_deviation[v] * (np.sign(distance[m] - mean) - mean_sign) / distance[m]
-                for d in range(3):
-                    offset[m, d] *= pull  # from here on: the gradient of the plain crossing point
-                    grad_v[d] -= offset[m, d]
+                sign = real(distance[m] > mean) - real(distance[m] < mean)
+                pull = grad_deviation[v] * (sign - mean_sign) / distance[m]
+                # From here on: the gradient of the plain crossing point.
+                dx, dy, dh = pull * offset[m, 0], pull * offset[m, 1], pull * offset[m, 2]
+                offset[m, 0], offset[m, 1], offset[m, 2] = dx, dy, dh
+                gx, gy, gz = gx - dx, gy - dy, gz - dh
+            # Vertex.
             inverse = one / total
             for m in range(count):
                 edge = loop_edges[r, begin + m]
                 c0, c1 = edge_corners[edge, 0], edge_corners[edge, 1]
-                n0, n1 = corner_node[c0], corner_node[c1]
-                low, high = s[c0], s[c1]
-                a, b = low * weight_a[slot, c0], high * weight_a[slot, c1]
-                t, z = _crossing(a, b, half), zs[m]
+                n0, n1 = low_node + step[c0], low_node + step[c1]
+                low, high = field[n0], field[n1]
+                if not abs(low - high) <= largest:
+                    low = high = zero
+                a0, a1 = weight_a[slot, c0], weight_a[slot, c1]
+                a, b = low * a0, high * a1
+                t, t_slope = _crossing_and_slope(a, b, half, largest, floor)
+                if t_slope == 0:
+                    a = b = zero
+                z = zs[m]
+                x, y, h = payload[n0, 0], payload[n0, 1], payload[n0, 2]
+                dx, dy, dh = payload[n1, 0] - x, payload[n1, 1] - y, payload[n1, 2] - h
+                grad_w = gx * (x + t * dx - px) + gy * (y + t * dy - py) + gz * (h + t * dh - pz)
                 share = weight_b[slot, edge] * inverse
-                grad_t, grad_z, grad_w = zero, zero, zero
-                for d in range(3):
-                    x0, step = payload[n0, d], payload[n1, d] - payload[n0, d]
-                    g, gz = grad_v[d], offset[m, d]
-                    grad_w += g * (x0 + t * step - points[v, d])
-                    g *= share
-                    grad_t += g * step
-                    grad_z += gz * step
-                    grad_payload[n0, d] += g * (one - t) + gz * (one - z)
-                    grad_payload[n1, d] += g * t + gz * z
+                ux, uy, uz = share * gx, share * gy, share * gz
+                zx, zy, zz = offset[m, 0], offset[m, 1], offset[m, 2]
+                grad_t = ux * dx + uy * dy + uz * dh
+                grad_z = zx * dx + zy * dy + zz * dh
+                hx, hy, hz = t * ux + z * zx, t * uy + z * zy, t * uz + z * zz
+                grad_payload[n0, 0] += ux + zx - hx
+                grad_payload[n0, 1] += uy + zy - hy
+                grad_payload[n0, 2] += uz + zz - hz
+                grad_payload[n1, 0] += hx
+                grad_payload[n1, 1] += hy
+                grad_payload[n1, 2] += hz
                 for d in range(3, columns):
-                    x0, step = payload[n0, d], payload[n1, d] - payload[n0, d]
-                    g = grad_v[d]
-                    grad_w += g * (x0 + t * step - points[v, d])
+                    x, dx = payload[n0, d], payload[n1, d] - payload[n0, d]
+                    g = grad_vertices[v, d]
+                    grad_w += g * (x + t * dx - points[v, d])
                     g *= share
-                    grad_t += g * step
+                    grad_t += g * dx
                     grad_payload[n0, d] += g * (one - t)
                     grad_payload[n1, d] += g * t
                 grad_b[slot, edge] = grad_w * inverse
-                ta, tb = _crossing_grad(a, b, floor, one)
-                za, zb = _crossing_grad(low, high, floor, one)
-                ga, gb = grad_t * ta, grad_t * tb
-                grad_field[n0] += ga * weight_a[slot, c0] + grad_z * za
-                grad_field[n1] += gb * weight_a[slot, c1] + grad_z * zb
-                if np.isfinite(low):
-                    grad_a[slot, c0] += ga * low
-                if np.isfinite(high):
-                    grad_a[slot, c1] += gb * high
+                # Multiplied in this order, so that squares of small fields do not underflow.
+                grad_t, a, b = grad_t * t_slope, a * t_slope, b * t_slope
+                grad_z, z_low, z_high = grad_z * z_slope[m], low * z_slope[m], high * z_slope[m]
+                grad_a[slot, c0] -= grad_t * b * low
+                grad_a[slot, c1] += grad_t * a * high
+                grad_field[n0] -= grad_t * b * a0 + grad_z * z_high
+                grad_field[n1] += grad_t * a * a1 + grad_z * z_low
+            v += np.uintp(1)
+            begin = end
 
 
 @_kernel
 @typing.no_type_check
-def _crossing_grad(low, high, floor, one):
-    difference = low - high
-    if not (np.isfinite(difference) and np.isfinite(low / difference)):
-        return one - one, one - one
-    if abs(difference) < floor:
-        difference = math.copysign(floor, difference)
-    inverse = one / difference
-    return -high * inverse * inverse, low * inverse * inverse
+def _repeat_for_vertices(of_cells, start, of_vertices):
+    for slot in range(len(of_cells)):
+        for v in range(start[slot], start[slot + 1]):
+            of_vertices[v] = of_cells[slot]
+
+
+@_kernel
+@typing.no_type_check
+def _sum_over_cells(of_vertices, start, of_cells):
+    for slot in range(len(of_cells)):
+        for v in range(start[slot], start[slot + 1]):
+            of_cells[slot] += of_vertices[v]
 
 
 @_kernel

@@ -1,5 +1,8 @@
 """Rows of a tensor by number, with gradients that are fast and keep their bits."""
 
+import math
+import mmap
+import sys
 from typing import Any
 
 import numpy as np
@@ -47,8 +50,16 @@ class _DistinctRows(torch.autograd.Function):
         return lazy_zeros(ctx.shape, like=grad).index_copy_(0, index, grad), None
 
 
+_MAPPED_BYTES = 2**25
+"""From this size on, the C library's allocator no longer serves from memory that it holds (glibc: 32 MiB)."""
+
+
 def lazy_zeros(shape: torch.Size, *, like: Tensor) -> Tensor:
     """Zeros with the dtype and device of another tensor; on the CPU, pages that are never written cost nothing."""
-    if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.zeros(shape, np.float64 if like.dtype == torch.float64 else np.float32))
-    return like.new_zeros(shape)
+    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
+        return like.new_zeros(shape)
+    if sys.platform != "win32" and math.prod(shape) * like.element_size() >= _MAPPED_BYTES:
+        # Not by numpy, which asks for huge pages: of these, a few scattered rows touch nearly all.
+        pages = mmap.mmap(-1, math.prod(shape) * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=like.dtype).reshape(shape)
+    return torch.from_numpy(np.zeros(shape, np.float64 if like.dtype == torch.float64 else np.float32))

@@ -119,7 +119,8 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, rows: Sequence[int], *indices: Tensor) -> tuple[Tensor, ...]:
-        return tuple([values[row].index_select(0, index) for row, index in zip(rows, indices, strict=True)])
+        items = values.unbind(0)
+        return tuple([items[row].index_select(0, index) for row, index in zip(rows, indices, strict=True)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -29,6 +29,12 @@ def test_corner_weight_is_one_plus_tanh(generator, device, dtype, tolerance):
     assert corner_weight(torch.zeros(3), 0.99).tolist() == [1, 1, 1]
 
 
+def test_corner_weight_has_first_and_second_derivatives(generator, device):
+    raw = torch.randn(9, dtype=torch.float64, device=device, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: corner_weight(x, 0.9), raw)
+    assert torch.autograd.gradgradcheck(lambda x: corner_weight(x, 0.9), raw)
+
+
 def test_weights_stay_positive_and_bounded():
     raw = torch.tensor([-1e30, -100.0, 100.0, 1e30, -torch.inf, torch.inf])
     for scale in (0.5, 0.99):

@@ -40,3 +40,11 @@ def test_lazy_zeros_are_zeros_like_another_tensor(device):
         assert found.device == like.device
         assert found.shape == (3, 4)
         assert not found.any()
+
+
+def test_large_zeros_are_written_like_others():
+    found = lazy_zeros(torch.Size((3, 2**22)), like=torch.ones(1))
+    assert not found.any()
+    found[1, 5] = 2
+    found.add_(1)
+    assert (found.sum(), found[1, 5]) == (3 * 2**22 + 2, 3)
