@@ -4,18 +4,20 @@ Set ``DIFFMATCH_DATA`` to the folder that holds ``fashion_mnist`` and ``DIFFMATC
 nets. Pairs: mean and range over the pairs of three seeds of the barrier of the loss (largest rise above the straight
 line between the ends, at 1/4, 1/2 and 3/4), accuracy of the midpoint, and how much nearer the models came. Batch norm
 is reset everywhere, "repaired" adds REPAIR. Activations, losses that choose and statistics come from 2000 images
-trained on (1000 for convolutions), on which "seen" is measured too; "unseen" is as many others trained on. Times are
-those of the alignment, one run each.
+trained on (1000 for convolutions), on which "seen" is measured too; "unseen" is as many others trained on. Perceptrons
+are merged with 12000 images too, and judged on the same 2000 others. Times are those of the alignment, one run each.
 """
 
 import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from harness import Row
+from line_chart import Panel, write_chart
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -50,16 +52,17 @@ STEPS = {"STE": 60, "Sinkhorn": 100}
 
 
 class Nets:
-    """Trained nets of a kind with what it takes to merge and to judge them."""
+    """Trained nets of a kind with what it takes to merge and to judge them; ``given`` batches are seen."""
 
-    def __init__(self, kind: str, seeds: Sequence[int], *, tiny: bool) -> None:
+    def __init__(self, kind: str, seeds: Sequence[int], *, tiny: bool, given: int = 4) -> None:
         self.kind, self.tiny = kind, tiny
         self.model = make(kind, tiny=tiny).eval()
         self.states = [trained(kind, seed, tiny=tiny) for seed in seeds]
         size = 100 if tiny else 500 if kind.startswith("mlp") else 250
         train, test = (batches(kind, train=own, tiny=tiny, size=size) for own in (True, False))
         n = 1 if tiny else 4
-        self.seen, self.unseen, self.test = train[:n], train[-n:], test[: 2 * n]
+        self.seen, self.unseen, self.test = train[: 1 if tiny else given], train[-n:], test[: 2 * n]
+        self.label = kind if given == 4 else f"{kind}, {given * size} images seen"
         self.spec = permutation_spec(self.model, self.seen[0][0][:2])
         self.normed = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
         self._ends: dict[int, dict[str, float]] = {}
@@ -103,6 +106,8 @@ def run(bench: Any) -> None:
     for kind in bench.sizes(["mlp", "cnn", "resnet8", "resnet8, 16 wide", "resnet8, 64 wide"], tiny=["mlp"]):
         seeds = (0, 1) if " wide" in kind or bench.tiny else (0, 1, 2)
         pairs(bench, Nets(kind, seeds, tiny=bench.tiny))
+    more = Nets("mlp", (0, 1) if bench.tiny else (0, 1, 2), tiny=bench.tiny, given=24)
+    pairs(bench, more, ["weights", "activations, weights", OURS])
     for n in bench.sizes([3, 5], tiny=[3]):
         many(bench, Nets("mlp", range(n), tiny=bench.tiny))
     directions(bench, Nets("mlp", (0, 1) if bench.tiny else (0, 1, 2), tiny=bench.tiny))
@@ -141,7 +146,7 @@ def pairs(bench: Any, nets: Nets, names: Sequence[str] | None = None) -> None:
             seconds.append(time.process_time() - begun)
             barriers = nets.barriers(a, b, moved, ("seen", "unseen", "test", "seen, repaired", "unseen, repaired"))
             found.append(barriers | {"nearer": 1 - _distance(nets.spec, a, moved) / _distance(nets.spec, a, b)})
-        _row(bench, f"pairs, {nets.kind}", name, f"{len(found)} pairs", seconds, _means(found) | _ranges(found))
+        _row(bench, f"pairs, {nets.label}", name, f"{len(found)} pairs", seconds, _means(found) | _ranges(found))
 
 
 def many(bench: Any, nets: Nets) -> None:
@@ -225,6 +230,27 @@ def directions(bench: Any, nets: Nets) -> None:
             found[name].append(row)
     for name, rows in found.items():
         _row(bench, "singular vectors", name, f"{len(rows)} pairs of MLPs", [0.0], _means(rows))
+
+
+def draw(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw what `directions` found, by the names of its rows: agreement by layer, without its sign."""
+    titles = {"R": "|R|, leading singular vectors", "weighted R": "|R|, all, weighted"}
+    write_chart(
+        path,
+        [
+            Panel(
+                title,
+                "layer",
+                {
+                    "before" if name == "before" else "after weight matching": [
+                        (float(k), abs(row[f"{kind}, layer {k}"])) for k in range(1, 5)
+                    ]
+                    for name, row in rows.items()
+                },
+            )
+            for kind, title in titles.items()
+        ],
+    )
 
 
 def _row(

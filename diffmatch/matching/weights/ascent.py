@@ -14,7 +14,6 @@ from diffmatch.matching.weights.incidence import Incidence, incidences
 from diffmatch.matching.weights.layout import Fixed, Layout, Moved, moved
 from diffmatch.matching.weights.permute import (
     Permutations,
-    apply_permutations,
     compose,
     identity_permutations,
     permute_tensor,
@@ -49,14 +48,19 @@ class Structure:
     """
 
     def __init__(self, spec: PermutationSpec) -> None:
-        self.names = [name for name, own in spec.layouts.items() if any(True for layout in own for _ in moved(layout))]
+        self.axes: dict[str, dict[str, set[int]]] = {atom: {} for atom in spec.atoms}
+        for name, layouts in spec.layouts.items():
+            for axis, layout in enumerate(layouts):
+                for leaf in moved(layout):
+                    self.axes[leaf.atom].setdefault(name, set()).add(axis)
+        moving = set().union(*self.axes.values())
+        self.names = [name for name in spec.layouts if name in moving]
         self.spec = PermutationSpec(spec.atoms, {name: spec.layouts[name] for name in self.names})
         self.parents = spec.parents()
-        self.places: dict[str, list[Incidence]] = {atom: [] for atom in spec.atoms}
-        for name in self.names:
-            layouts = spec.layouts[name]
-            for atom in dict.fromkeys(leaf.atom for layout in layouts for leaf in moved(layout)):
-                self.places[atom] += incidences(name, layouts, atom, self.parents[atom])
+        self.places = {
+            atom: [place for name in axes for place in incidences(name, spec.layouts[name], atom, self.parents[atom])]
+            for atom, axes in self.axes.items()
+        }
         self.neighbours = {
             atom: {other for place in places for other in place.others} - {atom} for atom, places in self.places.items()
         }
@@ -65,10 +69,6 @@ class Structure:
             if not self.parents[atom]
             else []
             for atom in spec.atoms
-        }
-        self.axes = {
-            atom: {place.name: _axes_of(spec.layouts[place.name], atom) for place in places}
-            for atom, places in self.places.items()
         }
         self.curved = {atom for atom, axes in self.axes.items() if any(len(each) > 1 for each in axes.values())}
         self.simple = {atom for atom in spec.atoms if self._is_simple(atom)}
@@ -126,8 +126,13 @@ class Alignment:
 
     def __post_init__(self) -> None:
         s = self.structure
-        moved_b = apply_permutations({name: self.original[name] for name in s.names}, s.spec, self.permutations)
-        self.b = {name: tensor.contiguous() for name, tensor in moved_b.items()}
+        still = all(torch.equal(self.permutations[atom], own) for atom, own in s.identity.items())
+        self.b = {
+            name: self.original[name].clone(memory_format=torch.contiguous_format)
+            if still
+            else permute_tensor(self.original[name], s.spec.layouts[name], self.permutations, s.parents).contiguous()
+            for name in s.names
+        }
 
     def against(self, a: Mapping[str, Tensor]) -> None:
         """Go on with other tensors to be brought close to."""
@@ -197,14 +202,15 @@ class Alignment:
         """:func:`best_assignment` of a Gram matrix of an atom, from the prices of its last one."""
         if len(gram) > 1 or gram.device.type != "cpu":
             return best_assignment(gram)
-        prices = self._prices.setdefault(atom, torch.zeros(gram.shape[-1], dtype=torch.float64))
+        if atom not in self._prices:
+            self._prices[atom] = torch.zeros(gram.shape[-1], dtype=torch.float64)
+        prices = self._prices[atom]
         chosen = torch.arange(len(prices))
         gain = rematch(gram[0].numpy(), prices.numpy(), chosen.numpy())
         return chosen[None], gain
 
-    def _gram(self, places: Sequence[Incidence]) -> Tensor:
-        """Inner products of the units of both models, shape (parents, n, n)."""
-        total: Tensor | None = None
+    def _gram(self, places: Sequence[Incidence], total: Tensor | None = None) -> Tensor:
+        """Inner products of the units of both models, shape (parents, n, n), added to those of other places."""
         for place in places:
             x, y = self._rows_of(place), place.matrices(self.b[place.name]).mT
             total = x @ y if total is None else total.baddbmm_(x, y)
@@ -213,9 +219,10 @@ class Alignment:
 
     def _rows_of(self, place: Incidence) -> Tensor:
         """The units of the model that stays, unfolded once where that takes a copy."""
-        if place not in self._rows:
-            self._rows[place] = place.matrices(self.a[place.name])
-        return self._rows[place]
+        known = self._rows.get(place)
+        if known is None:
+            known = self._rows[place] = place.matrices(self.a[place.name])
+        return known
 
     def _pairs(self, child: str, children: set[str]) -> Tensor:
         """Gram matrices of a child's units for every pair of parent indices, shape (h, h, n, n).
@@ -346,7 +353,3 @@ def _solve(gram: Tensor) -> Tensor:
     found = solve_compiled(gram, every, every, maximize=True)
     assert (found.status == SOLVED).all()  # finite and square
     return found.assignment
-
-
-def _axes_of(layouts: Sequence[Layout], atom: str) -> set[int]:
-    return {i for i, layout in enumerate(layouts) if any(leaf.atom == atom for leaf in moved(layout))}

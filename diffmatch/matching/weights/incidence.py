@@ -75,13 +75,12 @@ def incidences(name: str, layouts: Sequence[Layout], atom: str, parents: Sequenc
 
 def _whole_axes(name: str, layouts: Sequence[Layout], atom: str, axis_stride: Sequence[int]) -> list[Incidence]:
     """The places of an atom where each axis holds one or none, which is the rule."""
-    found = []
+    sizes, found = [layout.size for layout in layouts], []
     for axis, layout in enumerate(layouts):
         if isinstance(layout, Moved) and layout.atom == atom:
-            order = [axis, *(i for i in range(len(layouts)) if i != axis)]
-            others = {other.atom for i in order[1:] if isinstance(other := layouts[i], Moved)}
-            sizes, strides = (tuple(values[i] for i in order) for values in ([x.size for x in layouts], axis_stride))
-            found.append(Incidence(name, frozenset(others), sizes, strides, 0, 0))
+            others = frozenset(x.atom for i, x in enumerate(layouts) if i != axis and isinstance(x, Moved))
+            size, stride = ((values[axis], *values[:axis], *values[axis + 1 :]) for values in (sizes, axis_stride))
+            found.append(Incidence(name, others, size, stride, 0, 0))
     return found
 
 

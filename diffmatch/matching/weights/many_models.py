@@ -21,12 +21,12 @@ from diffmatch.matching.weights.permute import (
 )
 from diffmatch.matching.weights.remembering import RememberingAlignment
 from diffmatch.matching.weights.spec import PermutationSpec
-from diffmatch.matching.weights.weight_matching import learned_names, norm_products, ready_tensors
+from diffmatch.matching.weights.weight_matching import check_finite, learned_names, norm_products, ready_tensors
 
 __all__ = ["ManyMatch", "match_many"]
 
 
-_RELAXED_STEPS = 8
+_RELAXED_STEPS = 4
 """More gain little and take longer than what follows."""
 
 
@@ -66,7 +66,7 @@ def match_many(
     start: Sequence[Mapping[str, Tensor]] | None = None,
     frank_wolfe: bool = True,
     max_rounds: int = 100,
-    tol: float = 1e-7,
+    tol: float = 1e-5,
     generator: torch.Generator | None = None,
 ) -> ManyMatch:
     """Align the units of several models with each other by their weights.
@@ -87,7 +87,8 @@ def match_many(
         frank_wolfe: whether to begin with the relaxation; what ``start`` holds then counts for the first model and for
             the atoms that the relaxation leaves out.
         max_rounds: largest number of passes over the models.
-        tol: smallest gain that counts, relative to the sum over the pairs of models of Σ_k ‖W_k^i‖ ‖W_k^j‖.
+        tol: smallest gain that counts, relative to the sum over the pairs of models of Σ_k ‖W_k^i‖ ‖W_k^j‖. Smaller
+            ones are many with several models, and add little.
         generator: source of the orders, on the CPU; None for a fixed seed.
 
     Returns:
@@ -109,15 +110,17 @@ def match_many(
     for m, state in enumerate(states):
         check_state(f"states[{m}]", state, spec)
     names = learned_names(states[0], spec)
-    tensors = [ready_tensors(f"states[{m}]", state, names) for m, state in enumerate(states)]
+    tensors = [ready_tensors(state, names) for state in states]
     pairs = [(i, j) for i in range(len(states)) for j in range(i)]
     still = [name for name in names if not any(True for layout in spec.layouts[name] for _ in moved(layout))]
     constant = math.fsum(inner_product(tensors[i][name], tensors[j][name]) for i, j in pairs for name in still)
-    # A step of one model changes the products of its pairs only.
-    least_gain = tol * math.fsum(norm_products(tensors[i], tensors[j]) for i, j in pairs) * 2 / len(states)
-
     tensors, moving = packed(tensors, spec, names)
+    scale = norm_products(tensors)
+    if not math.isfinite(scale + constant):
+        for m, state in enumerate(states):
+            check_finite(f"states[{m}]", state, names)
     structure = Structure(moving)
+    least_gain = tol * scale * 2 / len(states)  # a step of one model changes the products of its pairs only
     begun = [full_permutations(spec, permutations) for permutations in start or [{}] * len(states)]
     initial = constant + _objective(_moved(tensors, structure, begun))
     if start is None:

@@ -121,7 +121,9 @@ def permute_tensor(
 ) -> Tensor:
     """One tensor with the atoms on its axes (or on some of them) permuted."""
     chosen = [i for i in (range(len(layouts)) if axes is None else axes) if not isinstance(layouts[i], Fixed)]
-    for axis in sorted(chosen, key=lambda i: _depth(layouts[i], parents)) if len(chosen) > 1 else chosen:
+    if len(chosen) > 1 and any(parents.values()):
+        chosen.sort(key=lambda i: _depth(layouts[i], parents))
+    for axis in chosen:
         layout = layouts[axis]
         if isinstance(layout, Moved) and not parents[layout.atom]:
             tensor = tensor.index_select(axis, permutations[layout.atom].to(tensor.device))
@@ -151,7 +153,7 @@ def check_state(argument: str, state: Mapping[str, Tensor], spec: PermutationSpe
         shape = tuple(layout.size for layout in layouts)
         if name not in state:
             wrong.append(f"no {name}")
-        elif tuple(state[name].shape) != shape:
+        elif state[name].shape != shape:
             wrong.append(f"{name} {tuple(state[name].shape)} for {shape}")
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""

@@ -17,7 +17,7 @@ from diffmatch.matching.weights.layout import Layout, Moved, Segments, children,
 from diffmatch.matching.weights.midpoint import LearnedMatch, Midpoint
 from diffmatch.matching.weights.permute import Permutations, apply_permutations, check_state, full_permutations
 from diffmatch.matching.weights.spec import PermutationSpec
-from diffmatch.matching.weights.weight_matching import learned_names, ready_tensors
+from diffmatch.matching.weights.weight_matching import check_finite, learned_names, ready_tensors
 
 __all__ = ["match_sinkhorn", "soft_permutations", "soft_state"]
 
@@ -90,9 +90,10 @@ def match_sinkhorn(
     begun = full_permutations(spec, start or {})
     learned = learned_names(state_a, spec)
     names = Structure(PermutationSpec(spec.atoms, {name: spec.layouts[name] for name in learned})).names
-    a = ready_tensors("state_a", state_a, names)
+    check_finite("state_a", state_a, names)
+    check_finite("state_b", state_b, names)
     moved_b = apply_permutations(state_b, spec, begun)
-    b = ready_tensors("state_b", moved_b, names)
+    a, b = ready_tensors(state_a, names), ready_tensors(moved_b, names)
     atoms = relaxed_atoms(PermutationSpec(spec.atoms, {name: spec.layouts[name] for name in names}))
     if not atoms:
         raise InputError("spec", "an atom that can be relaxed", "none")

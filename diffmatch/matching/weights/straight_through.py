@@ -13,7 +13,7 @@ from diffmatch.matching.weights.evaluate import Batches, LossFunction
 from diffmatch.matching.weights.midpoint import LearnedMatch, Midpoint
 from diffmatch.matching.weights.permute import Permutations, check_state, full_permutations
 from diffmatch.matching.weights.spec import PermutationSpec
-from diffmatch.matching.weights.weight_matching import learned_names, norm_products, ready_tensors
+from diffmatch.matching.weights.weight_matching import check_finite, learned_names, norm_products, ready_tensors
 
 __all__ = ["match_straight_through"]
 
@@ -47,7 +47,7 @@ def match_straight_through(
 
     It takes a run of the model and some sweeps of weight matching a step. What it finds is good at that mean and need
     not be elsewhere: of three models aligned to the first, the second and third are not thereby aligned with each
-    other, as they nearly are after weight matching.
+    other.
 
     Args:
         model: runs the mean; it is neither changed nor moved.
@@ -118,14 +118,16 @@ class _Projected:
         max_sweeps: int,
     ) -> None:
         names = learned_names(states[0], spec)
-        tensors = [ready_tensors(f"states[{m}]", state, names) for m, state in enumerate(states)]
+        for m, state in enumerate(states):
+            check_finite(f"states[{m}]", state, names)
+        tensors = [ready_tensors(state, names) for state in states]
         structure = Structure(PermutationSpec(spec.atoms, {name: spec.layouts[name] for name in names}))
         self.names, self.max_sweeps = structure.names, max_sweeps
         begun = [full_permutations(spec, permutations) for permutations in start or [{}] * len(states)]
         self.start = begun[0]
         self.anchor = Alignment(structure, tensors[0], tensors[0], self.start, 0.0).b
         self.models = [
-            Alignment(structure, self.anchor, own, first, 1e-7 * norm_products(tensors[0], own))
+            Alignment(structure, self.anchor, own, first, 1e-7 * norm_products([tensors[0], own]))
             for own, first in zip(tensors[1:], begun[1:], strict=True)
         ]
         self.latents = []

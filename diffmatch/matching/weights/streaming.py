@@ -105,8 +105,7 @@ class StreamedAlignment(Alignment):
         """Σ_k ⟨A_k, (π·B)_k⟩ over the tensors that something moves."""
         return math.fsum(self._inner(name, self.permutations) for name in self.structure.names)
 
-    def _gram(self, places: Sequence[Incidence]) -> Tensor:
-        total: Tensor | None = None
+    def _gram(self, places: Sequence[Incidence], total: Tensor | None = None) -> Tensor:
         for place in places:
             for x, y in self._pieces(place):
                 total = x @ y.mT if total is None else total.baddbmm_(x, y.mT)

@@ -1,7 +1,7 @@
 """Permutations that bring the weights of one model as close to another's as coordinate ascent can."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,15 @@ from diffmatch.matching.weights.permute import Permutations, check_state, full_p
 from diffmatch.matching.weights.remembering import RememberingAlignment
 from diffmatch.matching.weights.spec import PermutationSpec
 
-__all__ = ["WeightMatch", "learned_names", "match_weights", "norm_products", "ready_tensors", "weight_objective"]
+__all__ = [
+    "WeightMatch",
+    "check_finite",
+    "learned_names",
+    "match_weights",
+    "norm_products",
+    "ready_tensors",
+    "weight_objective",
+]
 
 
 @dataclass(frozen=True)
@@ -90,13 +98,15 @@ def match_weights(
     check_positive("max_sweeps", float(max_sweeps))
     check_positive("tol", tol, allow_zero=True)
     names = learned_names(state_a, spec)
-    a, b = ready_tensors("state_a", state_a, names), ready_tensors("state_b", state_b, names)
-    least_gain = tol * norm_products(a, b)
+    a, b = ready_tensors(state_a, names), ready_tensors(state_b, names)
     still = [name for name in names if not any(True for layout in spec.layouts[name] for _ in moved(layout))]
     constant = math.fsum(inner_product(a[name], b[name]) for name in still)
     (a, b), moving = packed([a, b], spec, names)
-    structure = Structure(moving)
-
+    scale = norm_products([a, b])
+    if not math.isfinite(scale + constant):
+        check_finite("state_a", state_a, names)
+        check_finite("state_b", state_b, names)
+    structure, least_gain = Structure(moving), tol * scale
     initial = full_permutations(spec, start or {})
 
     def run(begin: Permutations, *, look: bool, order: torch.Generator | None = None) -> WeightMatch:
@@ -131,24 +141,29 @@ def learned_names(state: Mapping[str, Tensor], spec: PermutationSpec) -> list[st
     return list(found.values())
 
 
-def ready_tensors(argument: str, state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Some tensors of a state, contiguous and in single precision at least.
+def ready_tensors(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Some tensors of a state, contiguous and in single precision at least."""
+    tensors = ((name, state[name].detach()) for name in names)
+    return {
+        name: (tensor if tensor.dtype == torch.float64 else tensor.float()).contiguous() for name, tensor in tensors
+    }
+
+
+def check_finite(argument: str, state: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Check some tensors of a state.
 
     Raises:
         InputError: one of them holds NaN or infinity.
     """
-    found = {}
     for name in names:
-        tensor = state[name].detach()
-        if not math.isfinite(_norm(tensor)) and not torch.isfinite(tensor).all():
+        if not torch.isfinite(state[name]).all():
             raise InputError(f"{argument}[{name!r}]", "finite values", "NaN or infinity")
-        found[name] = (tensor if tensor.dtype == torch.float64 else tensor.float()).contiguous()
-    return found
 
 
-def norm_products(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Σ_k ‖A_k‖ ‖B_k‖, the scale of the objective."""
-    return math.fsum(_norm(tensor) * _norm(b[name]) for name, tensor in a.items())
+def norm_products(states: Sequence[Mapping[str, Tensor]]) -> float:
+    """Σ_{i<j} Σ_k ‖W_k^i‖ ‖W_k^j‖ over the pairs of models, the scale of the objective."""
+    norms = [[_norm(tensor) for tensor in state.values()] for state in states]
+    return math.fsum(math.fsum(own) ** 2 - math.fsum(norm**2 for norm in own) for own in zip(*norms, strict=True)) / 2
 
 
 def _norm(tensor: Tensor) -> float:

@@ -16,7 +16,7 @@ from diffmatch.matching.weights import (
     random_permutations,
     weight_objective,
 )
-from diffmatch.matching.weights.ascent import Alignment, Structure, ascend, packed
+from diffmatch.matching.weights.ascent import Alignment, Structure, ascend, first_looks, packed
 from diffmatch.matching.weights.remembering import RememberingAlignment
 
 PLAIN = PermutationSpec.by_hand(
@@ -193,8 +193,9 @@ def test_weights_that_are_not_finite_are_refused(generator):
         match_weights(a, b, PLAIN)
 
 
+@pytest.mark.parametrize("look", [False, True])
 @pytest.mark.parametrize("name", ["vgg16", "densenet", "resnet8"])
-def test_remembered_gram_matrices_are_those_computed_anew(cases, name, generator):
+def test_remembered_gram_matrices_are_those_computed_anew(cases, name, look, generator):
     model = cases[name].make()
     derived = permutation_spec(model, cases[name].inputs())
     states = [normal(derived, generator) for _ in range(2)]
@@ -202,6 +203,8 @@ def test_remembered_gram_matrices_are_those_computed_anew(cases, name, generator
     found = []
     for kind in (Alignment, RememberingAlignment):
         alignment = kind(Structure(spec), a, b, identity_permutations(derived), 1e-4)
+        if look:
+            first_looks(alignment)
         assert ascend(alignment, max_sweeps=100)[1]
         found.append(alignment)
         moved = apply_permutations(b, spec, alignment.permutations)
