@@ -126,9 +126,10 @@ def points_row(target: Target, n: int, steps: int | None) -> dict[str, Any]:
 def figures(mesh: Mesh, truth: Mesh | None) -> dict[str, Any]:
     """The measures of a mesh in the box that have a column."""
     found = mesh_metrics(mesh, truth, edges=truth is not None, normalize=False).as_dict()
-    names = ("mean", "normal_error_percent", "edge_chamfer", "edge_f1", "watertight", "euler_characteristic", "bodies")
+    names = ("mean", "normal_error_percent", "watertight", "euler_characteristic", "bodies")
+    edges = ("edge_chamfer", "edge_chamfer_floor", "edge_f1", "edge_f1_floor")
     quality = ("self_intersection_percent", "small_angle_percent")
-    return {name: found[name] for name in (*names, *quality) if name in found}
+    return {name: found[name] for name in (*names, *edges, *quality) if name in found}
 
 
 def panels(target: Target, truth: Mesh, plain: Mesh, fitted: Mesh, *, up: Axis, size: int = 224) -> np.ndarray:
@@ -172,13 +173,21 @@ def write_tables(page: Path, rows: dict[str, dict[str, Any]]) -> None:
 def gallery(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown of fits to meshes: one table, and a picture a shape."""
     rows = {name: row for name, row in rows.items() if "fit" in row}
-    head = ["shape", "", "mean, 1e-3", "normals > 5°, %", "edges, Chamfer", "edges, F1", "Euler (wanted)"]
+    head = [
+        "shape",
+        "",
+        "mean, 1e-3",
+        "normals > 5°, %",
+        "edges, Chamfer (floor)",
+        "edges, F1 (floor)",
+        "Euler (wanted)",
+    ]
     head += ["bodies", "self-intersecting, %", "angle < 10°, %", "time, s"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, row in rows.items():
         for key, words in (("marching_cubes", "marching cubes"), ("fit", "fit")):
             found = row[key]
-            edges = [number(found.get("edge_chamfer")), number(found.get("edge_f1"))]
+            edges = [beside_floor(found, name) for name in ("edge_chamfer", "edge_f1")]
             cells = [name if key == "marching_cubes" else "", words, number(1e3 * found["mean"])]
             cells += [number(found["normal_error_percent"]), *edges]
             cells += [
@@ -209,6 +218,12 @@ def points_table(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def euler(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return f"{found['euler_characteristic']} ({wanted['euler_characteristic']})"
+
+
+def beside_floor(found: dict[str, Any], name: str) -> str:
+    """A figure, and in brackets what another sample of the target itself reaches."""
+    value, floor = number(found.get(name)), number(found.get(f"{name}_floor"))
+    return f"{value} ({floor})" if value and floor else value
 
 
 def number(value: float | None) -> str:

@@ -36,7 +36,11 @@ _ROWS = {
     "f1_floor": _Row("F1, ceiling", "", "between two samples of the target: more is noise"),
     "volume_ratio": _Row("volume ratio", "", "volume of the mesh over the target's"),
     "edge_chamfer": _Row("sharp edges, Chamfer (100 times)", "box²", "distance between the sharp edges of both"),
+    "edge_chamfer_floor": _Row(
+        "sharp edges, Chamfer, floor", "box²", "between two samples of the target: less is noise"
+    ),
     "edge_f1": _Row("sharp edges, F1", "", "share of sharp edges in the right place; best is 1"),
+    "edge_f1_floor": _Row("sharp edges, F1, ceiling", "", "between two samples of the target: more is noise"),
     "watertight": _Row("watertight", "", "each edge has exactly two triangles"),
     "open_edges": _Row("open edges", "", "edges with one triangle"),
     "nonmanifold_edges": _Row("non-manifold edges", "", "edges with more than two triangles"),

@@ -47,9 +47,10 @@ def test_a_box_is_fitted_better_than_by_marching_cubes(device):
 def test_history_has_every_term_and_falls():
     result = fitted(cube_field)
     terms = result.history.terms
-    assert set(terms) == {"start", "vertices", "faces", "deviation"}
-    assert terms["start"][5] < terms["start"][0] / 2  # 6 of the 40 steps aim at the vertices of dual contouring
-    assert terms["faces"][-1] < terms["faces"][6]
+    assert set(terms) == {"start", "distance", "normals", "deviation"}
+    assert terms["start"][3] < terms["start"][0]  # 4 of the 40 steps aim at the vertices of dual contouring
+    assert terms["distance"][-1] < terms["distance"][4]
+    assert terms["normals"][-1] < terms["normals"][4]
     assert result.history.status == "completed"
 
 
@@ -59,7 +60,7 @@ def test_edges_of_one_length_and_a_smooth_surface_can_be_asked_for():
         for options in ({}, {"edge_length": 0.1}, {"normal_consistency": 0.1})
     )
     assert set(even.history.terms) == {*plain.history.terms, "edge length"}
-    assert set(smooth.history.terms) == {*plain.history.terms, "normals"}
+    assert set(smooth.history.terms) == {*plain.history.terms, "consistency"}
     assert edge_length_deviation(even.mesh) < 0.97 * edge_length_deviation(plain.mesh)
     assert normal_consistency(smooth.mesh) < 0.97 * normal_consistency(plain.mesh)
     assert even.settings["edge_length"] == 0.1
@@ -79,7 +80,7 @@ def test_mesh_targets_come_back_in_their_own_coordinates(tmp_path):
     source = trimesh.creation.box(extents=(20, 10, 30))
     source.apply_translation((100, 0, -50))
     source.export(tmp_path / "box.stl")
-    result = fitted(tmp_path / "box.stl", steps=60)
+    result = fitted(tmp_path / "box.stl", steps=150)
     assert np.allclose(result.mesh.vertices.amin(0), [90, -5, -65], atol=0.5)
     assert np.allclose(result.mesh.vertices.amax(0), [110, 5, -35], atol=0.5)
     assert float(result.mesh.volume) == pytest.approx(6000, rel=0.01)
@@ -113,8 +114,8 @@ def test_field_losses_with_held_signs():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lbfgs"])
 def test_any_optimizer_serves(optimizer):
-    result = fitted(sphere_field, optimizer=optimizer, steps=8)
-    assert result.history.loss[-1] < result.history.loss[1]  # the first of the 8 steps aims at dual contouring
+    result = fitted(sphere_field, optimizer=optimizer, steps=20)
+    assert result.history.loss[-1] < result.history.loss[2]  # the first 2 of the 20 steps aim at dual contouring
     assert result.metrics.validity.watertight
 
 
@@ -185,12 +186,12 @@ def test_research_meshes_beat_marching_cubes(data_dir, name):
 
 
 def test_single_and_double_precision_and_seeds_agree():
-    target = load_target(cube_field)
+    target = load_target(sphere_field)  # on a box the errors vanish, and with them what they have in common
     means = []
     for settings in ({}, {"dtype": torch.float64}, {"seed": 1}, {"seed": 2}):
         result = fitted(target, steps=60, **settings)
         means.append(
-            float(cube_field(result.mesh.sample(20_000, torch.Generator().manual_seed(0)).points).abs().mean())
+            float(sphere_field(result.mesh.sample(20_000, torch.Generator().manual_seed(0)).points).abs().mean())
         )
     assert means[1] == pytest.approx(means[0], rel=0.05)
     assert max(means) - min(means) < 0.1 * means[0]

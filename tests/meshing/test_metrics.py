@@ -182,6 +182,10 @@ def test_sharp_edges():
     # Four of twelve edges stay on themselves, the others, bands 0.004 wide to both sides, are about 0.01 off.
     assert shifted.edge_chamfer == pytest.approx(100 * 2 * 8 / 12 * 1e-4, rel=0.3)
     assert shifted.edge_f1 == pytest.approx(1 / 3, abs=0.03)
+    # Another sample of the same edges is not as near as the same sample moved.
+    assert 0 < shifted.edge_f1_floor < 1
+    assert 0 < shifted.edge_chamfer_floor < shifted.edge_chamfer
+    assert math.isnan(edge_scores(cube(), ball(4)).edge_f1_floor)
 
 
 def test_the_same_seed_gives_the_same_figures():
