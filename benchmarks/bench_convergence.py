@@ -2,23 +2,23 @@
 
 All start at the same point and decay their rate by a cosine (L-BFGS and Newton keep theirs). The rate of each is found
 on the first seed, by a walk over half decades from 0.03 to the next local best; the loss is the median over seeds.
-Times are CPU seconds of one fit. ``--pictures FOLDER`` also draws the curves of the first seed.
+Times are CPU seconds of one fit. With ``--out FOLDER`` the curves of the first seed are drawn there, and a run that was
+interrupted goes on where it was.
 """
 
-import argparse
+import logging
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from convergence_problems import Problem, field_problem, matching, regression, rosenbrock
-from harness import Bench, Row, median_and_iqr
+from harness import Bench, Row, median_and_iqr, seconds
 from line_chart import Panel, write_chart
 
 from diffmatch import fit
@@ -26,11 +26,15 @@ from diffmatch.meshing import FieldTarget, fit_mesh
 from diffmatch.meshing.shapes import demo_part
 from diffmatch.optim import GridFilter, optimizer_names, optimizer_spec
 
+logger = logging.getLogger("benchmarks")
+
 OURS = "diffmatch"
 OWN_RATE = ("lbfgs", "newton")
 START = -3  # 0.03, in half decades
 FIRST = {"adafactor": 1, "adahessian": 0, "adagrad": -1, "sgd": 4, "sgd8bit": 4, "lion": -4, "lion8bit": -4}
 """Where the walk begins for optimizers whose rates are of another size: less to walk, no other end."""
+PATIENCE = 60.0
+"""CPU seconds of one fit, and of the seeds after the first: slower ones are left out, or get fewer seeds."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class Outcome:
     curve: list[float]
     properties: Callable[[], dict[str, float]]
     rate: float = 0.0
+
+
+class Curve(TypedDict):
+    """The losses of a fit, from its start on, and its CPU seconds."""
+
+    losses: list[float]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,34 +75,44 @@ def families(bench: Bench) -> list[Family]:
             Family("soft matching", lambda s: matching(s, n=6, d=2), 1, (3,)),
         ]
     return [
-        Family("field, squares", lambda s: field_problem("squares", 32, s), 3, (100, 300)),
-        Family("field, absolute values", lambda s: field_problem("absolute values", 32, s), 3, (100, 300)),
+        Family("field, squares", lambda s: field_problem("squares", 32, s), 5, (100, 300, 1000)),
+        Family("field, absolute values", lambda s: field_problem("absolute values", 32, s), 5, (100, 300, 1000)),
         Family("logistic regression", regression, 5, (100, 300, 1000)),
         Family("Rosenbrock", rosenbrock, 5, (100, 300, 1000)),
-        Family("soft matching", matching, 5, (100, 300)),
+        Family("soft matching", matching, 5, (100, 300, 1000)),
     ]
 
 
 def run(bench: Bench) -> None:
     """All families, then the filtered fits, the peers and the mesh."""
     for family in families(bench):
-        compare_optimizers(bench, family)
+        shown = compare_optimizers(bench, family)
+        if bench.folder:
+            file = "optimizers-" + family.name.lower().replace(", ", "-").replace(" ", "-") + ".svg"
+            draw(bench.folder / file, family.name, shown)
     compare_structure(bench)
-    compare_peers(bench)
+    bench.once("peers", partial(compare_peers, bench))
     compare_meshes(bench)
 
 
-def compare_optimizers(bench: Bench, family: Family) -> dict[str, Outcome]:
-    """Rows of every optimizer; the outcomes of the first seed at the largest number of steps."""
-    names = ("adamw", "lbfgs") if bench.tiny else optimizer_names()
-    shown = {}
-    for name in names:
-        start = FIRST.get(name, START)
+def compare_optimizers(bench: Bench, family: Family) -> dict[str, Curve]:
+    """Rows of every optimizer; the curves of the first seed at the largest number of steps."""
+
+    def measure(name: str) -> Curve | None:
+        start, longest = FIRST.get(name, START), None
         for steps in family.steps:
+            if longest and longest["seconds"] * steps / (len(longest["losses"]) - 1) > PATIENCE:
+                logger.info("%s: %s would take long in %d steps: left out", family.name, name, steps)
+                break
             runs, start = tuned(bench, family.make, name, steps, seeds=family.seeds, start=start)
             add_row(bench, family.name, name, f"{steps} steps", runs)
-            shown[name] = runs[0]
-    return shown
+            if math.isfinite(runs[0].loss):
+                longest = {"seconds": runs[0].seconds, "losses": runs[0].curve}
+        return longest
+
+    names = ("adamw", "lbfgs") if bench.tiny else optimizer_names()
+    shown = {name: bench.once(f"{family.name}, {name}", partial(measure, name)) for name in names}
+    return {name: curve for name, curve in shown.items() if curve}
 
 
 def compare_structure(bench: Bench) -> None:
@@ -100,7 +121,8 @@ def compare_structure(bench: Bench) -> None:
     for kind in ("squares", "absolute values"):
         for n, seeds, lengths in sizes:
             for steps in lengths:
-                compare_filtered(bench, kind, n, seeds, steps)
+                part = f"filter, {kind}, {n}^3, {steps} steps"
+                bench.once(part, partial(compare_filtered, bench, kind, n, seeds, steps))
 
 
 def compare_filtered(bench: Bench, kind: str, n: int, seeds: int, steps: int) -> None:
@@ -170,9 +192,9 @@ def compare_meshes(bench: Bench) -> None:
     """The demo's part through `fit_mesh`, which brings its own schedule; the loss is the one that it minimises."""
     cells, steps = (10, 2) if bench.tiny else (24, 100)
     target = FieldTarget(demo_part)
-    for name in ("adam",) if bench.tiny else optimizer_names():
 
-        def at(rate: float, name: str = name) -> Outcome:
+    def measure(name: str) -> None:
+        def at(rate: float) -> Outcome:
             begin = time.process_time()
             made = fit_mesh(target, resolution=cells, steps=steps, optimizer=name, lr=rate, progress=False)
             seconds = time.process_time() - begin
@@ -195,6 +217,9 @@ def compare_meshes(bench: Bench) -> None:
             else walk(at, FIRST.get(name, START), 1 if bench.tiny else 6)[0]
         )
         add_row(bench, "mesh, 24 cells", name, f"{steps} steps", [best])
+
+    for name in ("adam",) if bench.tiny else optimizer_names():
+        bench.once(f"mesh, {name}", partial(measure, name))
 
 
 def tuned(
@@ -220,7 +245,10 @@ def tuned(
         first, place = at(optimizer_spec(name).lr), start
     else:
         first, place = walk(at, start, 1 if bench.tiny else 12)
-    return [first, *(at(first.rate, seed) for seed in range(1, seeds))], place
+    runs = [first]
+    while len(runs) < seeds and sum(run.seconds for run in runs[1:]) <= PATIENCE:
+        runs.append(at(first.rate, len(runs)))
+    return runs, place
 
 
 def walk(at: Callable[[float], Outcome], start: int, most: int) -> tuple[Outcome, int]:
@@ -282,20 +310,20 @@ def add_row(bench: Bench, task: str, contender: str, size: str, runs: Sequence[O
         properties = [run.properties() for run in good]
         quality |= {key: statistics.median(found[key] for found in properties) for key in properties[0]}
     median, iqr = median_and_iqr([run.seconds for run in runs])
+    logger.info("%s, %s, %s: %.4g in %s", task, contender, size, quality.get("loss", math.inf), seconds(median))
     bench.rows.append(Row(bench.name, task, contender, size, median, iqr, len(runs), None, quality))
 
 
-def draw(path: Path, title: str, shown: Mapping[str, Outcome]) -> None:
+def draw(path: Path, title: str, shown: Mapping[str, Curve]) -> None:
     """Loss over steps and over CPU seconds, the latter to four times AdamW's."""
-    outcomes = {name: one for name, one in shown.items() if math.isfinite(one.loss)}
-    limit = 4 * outcomes["adamw"].seconds
-    steps = {name: list(enumerate(lowest(one.curve))) for name, one in outcomes.items()}
-    seconds = {
-        name: [(one.seconds * step / max(1, len(one.curve) - 1), loss) for step, loss in steps[name]]
-        for name, one in outcomes.items()
+    limit = 4 * shown["adamw"]["seconds"]
+    steps = {name: list(enumerate(lowest(curve["losses"]))) for name, curve in shown.items()}
+    times = {
+        name: [(curve["seconds"] * step / max(1, len(curve["losses"]) - 1), loss) for step, loss in steps[name]]
+        for name, curve in shown.items()
     }
-    seconds = {name: [(x, y) for x, y in line if x <= limit] for name, line in seconds.items()}
-    write_chart(path, [Panel(title, "steps", steps), Panel(title, "CPU seconds", seconds)])
+    times = {name: [(x, y) for x, y in line if x <= limit] for name, line in times.items()}
+    write_chart(path, [Panel(title, "steps", steps), Panel(title, "CPU seconds", times)])
 
 
 def lowest(curve: Sequence[float]) -> list[float]:
@@ -303,21 +331,7 @@ def lowest(curve: Sequence[float]) -> list[float]:
     return [min(curve[: index + 1]) for index in range(len(curve))]
 
 
-def write_pictures(folder: Path) -> None:
-    """Run the families and draw each."""
-    bench = Bench("convergence")
-    for family in families(bench):
-        file = "optimizers-" + family.name.lower().replace(", ", "-").replace(" ", "-") + ".svg"
-        draw(folder / file, family.name, compare_optimizers(bench, family))
-
-
 if __name__ == "__main__":
     from harness import main
 
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--pictures", type=Path)
-    options, rest = parser.parse_known_args()
-    if options.pictures:
-        write_pictures(options.pictures)
-        sys.exit(0)
-    sys.exit(main(rest, files=[__file__]))
+    raise SystemExit(main(files=[__file__]))

@@ -8,16 +8,18 @@ this process, so that whatever else the machine does hits all of them alike.
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -59,6 +61,7 @@ class Bench:
         device: where the inputs are to be made.
         tiny: the smallest run that still executes every line; the times mean nothing.
         seconds: time that each contender may spend in timed rounds, at least five rounds are run whatever it is.
+        folder: where long benchmarks keep what they have and draw pictures; None keeps nothing.
         rows: what was measured.
         skipped: peers that are not installed, by name.
         versions: versions of the peers that took part.
@@ -69,6 +72,7 @@ class Bench:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tiny: bool = False
     seconds: float = 2.0
+    folder: Path | None = None
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -126,6 +130,39 @@ class Bench:
             logger.info("%s %s %s: %s %s +- %s", self.name, task, size, name, seconds(median), seconds(iqr))
         self.rows += rows
         return rows
+
+    def once(self, part: str, measure: Callable[[], T]) -> T:
+        """Measure a part of a long benchmark, or read what an interrupted run found of it.
+
+        Args:
+            part: its name, unique in this benchmark.
+            measure: adds its rows to `rows` and returns what JSON can hold.
+        """
+        if part in self.journal:
+            kept = self.journal[part]
+            self.rows += [Row(**row) for row in kept["rows"]]
+            return kept["result"]
+        before = len(self.rows)
+        result = measure()
+        if self.folder:
+            entry = {"part": part, "rows": [asdict(row) for row in self.rows[before:]], "result": result}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.journal_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        return result
+
+    @functools.cached_property
+    def journal(self) -> dict[str, Any]:
+        """What an interrupted run left, by part."""
+        if not self.folder or not self.journal_path.exists():
+            return {}
+        with self.journal_path.open(encoding="utf-8") as file:
+            return {entry["part"]: entry for entry in map(json.loads, file)}
+
+    @property
+    def journal_path(self) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{self.name}.jsonl"
 
     def _warm_up(
         self, run: Callable[[], Any], quality: Callable[[Any], Mapping[str, float]] | None
@@ -200,11 +237,14 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def run_file(path: Path, *, device: torch.device, tiny: bool = False, seconds: float = 2.0) -> Bench:
+def run_file(
+    path: Path, *, device: torch.device, tiny: bool = False, seconds: float = 2.0, folder: Path | None = None
+) -> Bench:
     """Run one benchmark file and return what it measured."""
     module = load(path)
     title = (module.__doc__ or "").strip().split("\n")[0]
-    bench = Bench(path.stem.removeprefix("bench_"), title, device=device, tiny=tiny, seconds=seconds)
+    name = path.stem.removeprefix("bench_")
+    bench = Bench(name, title, device=device, tiny=tiny, seconds=seconds, folder=folder)
     module.run(bench)
     return bench
 
@@ -225,10 +265,11 @@ def main(arguments: Sequence[str] | None = None, *, files: Sequence[str | Path] 
     chosen = [path for path in paths if not options.subjects or path.stem.removeprefix("bench_") in options.subjects]
     measured = {}
     for path in chosen:
-        bench = run_file(path, device=options.device, tiny=options.tiny, seconds=options.seconds)
+        bench = run_file(path, device=options.device, tiny=options.tiny, seconds=options.seconds, folder=options.out)
         measured[bench.name] = section(bench)
         if options.out:
             write_results([bench], options.out)
+            bench.journal_path.unlink(missing_ok=True)
     if not options.out:
         sys.stdout.write(render(measured))
     return 0

@@ -62,6 +62,20 @@ def test_rounds_end_when_the_seconds_are_spent(harness):
     assert 5 <= row.rounds <= 13
 
 
+def test_parts_of_a_long_benchmark_are_measured_once(harness, tmp_path):
+    def measure():
+        bench.rows.append(harness.Row("b", "task", "diffmatch", "3", 1.0, 0.0, 5, None, {"loss": 0.1}))
+        return {"losses": [1.0, 0.1]}
+
+    bench = harness.Bench("b", folder=tmp_path)
+    first = bench.once("part", measure)
+    again = harness.Bench("b", folder=tmp_path)
+    assert again.once("part", lambda: pytest.fail("measured twice")) == first
+    assert again.rows == bench.rows
+    alone = bench = harness.Bench("b")
+    assert alone.once("part", measure) == first
+
+
 def test_missing_peer_is_skipped_by_name(harness):
     bench = harness.Bench("b")
     assert bench.peer("no_such_peer") is None
