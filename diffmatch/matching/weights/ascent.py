@@ -79,16 +79,6 @@ class Structure:
         others = {atom, *self.neighbours[atom]}
         return plain and not others & self.curved and not any(self.parents[x] or self.children[x] for x in others)
 
-    @property
-    def has_stream(self) -> bool:
-        """Whether an atom is written by several weights, as the stream of a residual net is."""
-        for atom, tensors in self.axes.items():
-            matrices = [axes for name, axes in tensors.items() if len(self.spec.layouts[name]) > 1]
-            written, read = (sum(axis in axes for axes in matrices) for axis in (0, 1))
-            if written > 1 and read > 1 and atom not in self.curved:
-                return True
-        return False
-
     def entangled(self) -> list[str]:
         """Atoms of which several children share a tensor, so that solving for one at a time may get stuck."""
         return [
