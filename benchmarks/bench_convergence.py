@@ -79,7 +79,7 @@ def families(bench: Bench) -> list[Family]:
         Family("field, absolute values", lambda s: field_problem("absolute values", 32, s), 5, (100, 300, 1000)),
         Family("logistic regression", regression, 5, (100, 300, 1000)),
         Family("Rosenbrock", rosenbrock, 5, (100, 300, 1000)),
-        Family("soft matching", matching, 5, (100, 300, 1000)),
+        Family("soft matching", matching, 5, (100, 300)),
     ]
 
 
