@@ -33,7 +33,9 @@ OWN_RATE = ("lbfgs", "newton")
 START = -3  # 0.03, in half decades
 FIRST = {"adafactor": 1, "adahessian": 0, "adagrad": -1, "sgd": 4, "sgd8bit": 4, "lion": -4, "lion8bit": -4}
 """Where the walk begins for optimizers whose rates are of another size: less to walk, no other end."""
-PATIENCE = 60.0
+DRAWN = 300
+"""Steps of the longest fits whose curves are drawn: in more of them nearly all reach the same loss."""
+PATIENCE = 120.0
 """CPU seconds of one fit, and of the seeds after the first: slower ones are left out, or get fewer seeds."""
 
 
@@ -96,19 +98,20 @@ def run(bench: Bench) -> None:
 
 
 def compare_optimizers(bench: Bench, family: Family) -> dict[str, Curve]:
-    """Rows of every optimizer; the curves of the first seed at the largest number of steps."""
+    """Rows of every optimizer; the curves of the first seed, of the longest fit that is drawn."""
 
     def measure(name: str) -> Curve | None:
-        start, longest = FIRST.get(name, START), None
+        start, pace, drawn = FIRST.get(name, START), 0.0, None
         for steps in family.steps:
-            if longest and longest["seconds"] * steps / (len(longest["losses"]) - 1) > PATIENCE:
+            if pace * steps > PATIENCE:
                 logger.info("%s: %s would take long in %d steps: left out", family.name, name, steps)
                 break
             runs, start = tuned(bench, family.make, name, steps, seeds=family.seeds, start=start)
             add_row(bench, family.name, name, f"{steps} steps", runs)
-            if math.isfinite(runs[0].loss):
-                longest = {"seconds": runs[0].seconds, "losses": runs[0].curve}
-        return longest
+            pace = runs[0].seconds / steps
+            if steps <= DRAWN and math.isfinite(runs[0].loss):
+                drawn = Curve(seconds=runs[0].seconds, losses=runs[0].curve)
+        return drawn
 
     names = ("adamw", "lbfgs") if bench.tiny else optimizer_names()
     shown = {name: bench.once(f"{family.name}, {name}", partial(measure, name)) for name in names}

@@ -36,21 +36,27 @@ class Codebook:
     boundaries: np.ndarray
 
     @cached_property
-    def first_code(self) -> np.ndarray:
-        """Code of the least number among those that share the upper 16 bits of their float32; shape (65536,), uint8.
+    def steps(self) -> np.ndarray:
+        """For numbers by the upper half of their ordered bits, what with the lower half gives their code << 16.
 
-        No more than one boundary lies among such numbers, so one comparison more gives the code of any of them.
+        Shape (65536,), uint32. No more than one boundary lies among numbers with the same upper half, so that the code
+        of the least, and the distance of that boundary to the end, are enough: where the lower half reaches it, the sum
+        carries into the next code.
         """
-        upper = np.arange(2**16, dtype=np.uint32)
-        lower = np.where(upper < 2**15, 0, 2**16 - 1).astype(np.uint32)  # negative numbers descend as their bits ascend
-        least = (upper << 16 | lower).view(np.float32)
-        codes = np.searchsorted(self.boundaries[:-1], np.nan_to_num(least, nan=2.0), side="right")
-        return codes.astype(np.uint8)
+        upper = np.arange(2**16, dtype=np.uint32) << 16
+        least, largest = self._codes(upper), self._codes(upper | 0xFFFF)
+        boundary = ordered_bits(self.boundaries[least]) & 0xFFFF
+        return (least << 16) + np.where(largest > least, 2**16 - boundary, 0).astype(np.uint32)
+
+    def _codes(self, bits: np.ndarray) -> np.ndarray:
+        """Codes of the numbers with these ordered bits, uint32; that of NaN is the last."""
+        numbers = np.where(bits >> 31, bits ^ 0x7FFFFFFF, bits).astype(np.uint32).view(np.float32)
+        return np.searchsorted(self.boundaries[:-1], np.nan_to_num(numbers, nan=2.0), side="right").astype(np.uint32)
 
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What a kernel reads: values, boundaries, first codes."""
-        return self.values, self.boundaries, self.first_code
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a kernel reads: values, steps."""
+        return self.values, self.steps
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Values and boundaries (all but the last) as tensors of a device, copied there once."""
@@ -141,6 +147,12 @@ def check_block(block: int) -> None:
     """
     if block not in BLOCKS:
         raise InputError("block", f"one of {', '.join(map(str, BLOCKS))}", repr(block))
+
+
+def ordered_bits(numbers: np.ndarray) -> np.ndarray:
+    """The bits of float32 numbers as uint32 which, read as int32, ascend as the numbers do."""
+    bits = numbers.astype(np.float32).view(np.uint32)
+    return np.where(bits >> 31, bits ^ np.uint32(0x7FFFFFFF), bits)
 
 
 def _not_below(exact: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 # Division by zero gives what IEEE 754 says. Annotation checks would wrap what numba has to compile, hence the second
 # decorator of each kernel.
 _kernel = njit(cache=True, nogil=True, error_model="numpy")
+_part = njit(nogil=True, error_model="numpy", forceinline=True)
 
 
 @intrinsic
@@ -32,6 +33,28 @@ def _pointer(typing_context, address, like):
         return builder.inttoptr(arguments[0], context.get_value_type(target))
 
     return target(types.int64, like), generate
+
+
+@intrinsic
+@typing.no_type_check
+def _bits(typing_context, number):
+    """The bits of a float32 as an int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+@typing.no_type_check
+def _number(typing_context, bits):
+    """The float32 of these bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), generate
 
 
 @_kernel
@@ -129,13 +152,15 @@ def eight_bit_kernel(rule, addresses, starts, rows, coefficients, sizes, blocks,
 
     Addresses: parameter, gradient, codes and scales of the first state, codes and scales of the second (Adam's alone).
     ``sizes`` counts entries and ``blocks`` gives entries a block, for each tensor; ``starts`` counts blocks.
-    ``signed`` and ``unsigned`` are (values, boundaries, first code), see :class:`diffmatch.optim.block_codes.Codebook`.
+    ``signed`` and ``unsigned`` are (values, steps), see :class:`diffmatch.optim.block_codes.Codebook`.
     Coefficients: lr, decay, weight decay in the gradient, b1, weight of the gradient, b2, 1 - b2, eps, 1 / (1 - b1^t),
     1 / sqrt(1 - b2^t), sign.
+
+    Every loop either looks up or computes, so that the latter vectorise.
     """
     width = blocks.max()
-    state_1, state_2 = np.empty(width, np.float32), np.empty(width, np.float32)
-    bits = np.empty(width, np.int32)
+    m, v = np.empty(width, np.float32), np.empty(width, np.float32)
+    keys, codes = np.empty(width, np.uint32), np.empty(width, np.uint8)
     bytes_like, zero = np.empty(0, np.uint8), np.float32(0)
     tensor = np.searchsorted(starts, first, side="right") - 1
     while tensor < len(rows) and starts[tensor] < last:
@@ -154,10 +179,9 @@ def eight_bit_kernel(rule, addresses, starts, rows, coefficients, sizes, blocks,
             low = number * block
             count = min(size - low, block)
             p, g, c1 = param[low : low + count], grad[low : low + count], codes_1[low : low + count]
-            m = state_1[:count]
             _decode(c1, scales_1[number], signed[0], m)
             if rule == ADAM:
-                c2, v = codes_2[low : low + count], state_2[:count]
+                c2 = codes_2[low : low + count]
                 _decode(c2, scales_2[number], unsigned[0], v)
                 step = lr * correction_1
                 for i in range(count):
@@ -168,7 +192,7 @@ def eight_bit_kernel(rule, addresses, starts, rows, coefficients, sizes, blocks,
                     p[i] = x * decay - step * m_new / (np.sqrt(v_new) * correction_2 + eps)
                     m[i] = m_new
                     v[i] = v_new
-                scales_2[number] = _encode(v, bits[:count], unsigned[1], unsigned[2], c2)
+                scales_2[number] = _encode(v, keys, unsigned[1], codes, c2)
             elif rule == LION:
                 for i in range(count):
                     slope = sign * g[i]
@@ -182,31 +206,37 @@ def eight_bit_kernel(rule, addresses, starts, rows, coefficients, sizes, blocks,
                     m_new = b1 * m[i] + weight_1 * (sign * g[i] + l2 * x)
                     p[i] = x - lr * m_new
                     m[i] = m_new
-            scales_1[number] = _encode(m, bits[:count], signed[1], signed[2], c1)
+            scales_1[number] = _encode(m, keys, signed[1], codes, c1)
         tensor += 1
 
 
-@_kernel
+@_part
 @typing.no_type_check
 def _decode(codes, scale, values, out):
     for i in range(len(codes)):
         out[i] = values[codes[i]] * scale
 
 
-@_kernel
+@_part
 @typing.no_type_check
-def _encode(values, bits, boundaries, first_code, codes):
-    """Codes of the values over their largest magnitude, which is returned; the values are overwritten."""
-    raw = values.view(np.int32)
+def _encode(values, keys, steps, codes, out):
+    """Codes of the first values over their largest magnitude, which is returned. ``keys`` and ``codes`` are room.
+
+    The casts keep integers in 32 bits, where numba takes 64: half as many would fit a vector.
+    """
+    count = len(out)
     top = np.int32(0)
-    for i in range(len(raw)):  # magnitudes order as their bits do, and NaN above all
-        top = max(top, raw[i] & np.int32(0x7FFFFFFF))
-    bits[0] = top
-    scale = bits.view(np.float32)[0]
+    for i in range(count):  # magnitudes order as their bits do, and NaN above all
+        magnitude = np.int32(_bits(values[i]) & np.int32(0x7FFFFFFF))
+        top = magnitude if magnitude > top else top
+    scale = _number(top)
     divisor = scale if top != 0 else np.float32(1)
-    for i in range(len(values)):
-        values[i] = values[i] / divisor
-    for i in range(len(values)):
-        code = first_code[(raw[i] >> 16) & 0xFFFF]
-        codes[i] = code + (values[i] >= boundaries[code])
+    for i in range(count):  # as in `block_codes.ordered_bits`
+        bits = _bits(values[i] / divisor)
+        keys[i] = np.uint32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    for i in range(count):
+        upper, lower = keys[i] >> np.uint32(16), np.uint32(keys[i] & np.uint32(0xFFFF))
+        codes[i] = np.uint32(steps[upper] + lower) >> np.uint32(16)
+    for i in range(count):
+        out[i] = codes[i]
     return scale

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffmatch.errors import InputError
-from diffmatch.optim.block_codes import BLOCKS, codebook, dequantize, quantize
+from diffmatch.optim.block_codes import BLOCKS, codebook, dequantize, ordered_bits, quantize
 
 both = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 
@@ -29,14 +29,24 @@ def test_map_of_bitsandbytes(signed):
 
 
 @both
-def test_one_boundary_at_most_among_numbers_with_the_same_upper_bits(signed):
+def test_steps_give_the_codes_of_all_numbers(signed):
+    """Where codes can change: around the boundaries and at both ends of numbers with the same upper 16 bits."""
     book = codebook(signed=signed)
-    ends = np.stack((np.arange(2**16, dtype=np.uint32) << 16, np.arange(2**16, dtype=np.uint32) << 16 | 0xFFFF))
-    low, high = np.sort(ends.view(np.float32)[:, np.isfinite(ends.view(np.float32)).all(0)], axis=0)
-    first, last = (np.searchsorted(book.boundaries[:-1], x, side="right") for x in (low, high))
-    assert (last - first).max() == 1
-    finite = np.isfinite(ends.view(np.float32)).all(0)
-    assert np.array_equal(book.first_code[finite], first)
+    finite = book.boundaries[:-1]
+    around = [np.nextafter(finite, np.float32(way)) for way in (-np.inf, np.inf)]
+    upper = np.arange(2**16, dtype=np.uint32) << 16
+    ends = np.concatenate((upper, upper | 0xFFFF)).view(np.float32)
+    drawn = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
+    numbers = np.concatenate((finite, *around, ends, drawn))
+    numbers = numbers[np.abs(numbers) <= 1]
+    bits = ordered_bits(numbers)
+    codes = (book.steps[bits >> 16] + (bits & 0xFFFF)) >> 16
+    assert np.array_equal(codes, np.searchsorted(finite, numbers, side="right"))
+
+
+def test_ordered_bits_ascend():
+    numbers = np.array([-np.inf, -1.0, -1e-40, -0.0, 0.0, 1e-40, 0.5, np.inf], dtype=np.float32)
+    assert (np.diff(ordered_bits(numbers).view(np.int32).astype(np.int64)) > 0).all()
 
 
 def nearest(x: np.ndarray, *, signed: bool, block: int) -> np.ndarray:
