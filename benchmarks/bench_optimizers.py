@@ -1,8 +1,9 @@
 """A step of our optimizers against torch's AdamW and the peers' own, on one large tensor and on 200 small ones.
 
 All get the same parameters and gradients, and step them as they are. `move` is how far the parameters went in the two
-warm-up steps, in learning rates: it tells a step from none. torchao compiles its step and is timed after that. What a
-step costs that refreshes Sophia's curvature is told in evaluations of the loss and its gradient, which it contains.
+warm-up steps, in learning rates: it tells a step from none. torchao compiles its step and is timed after that, on the
+largest sizes that are whole multiples of its block: at others it silently keeps states of 32 bits. What a step costs
+that refreshes Sophia's curvature is told in evaluations of the loss and its gradient, which it contains.
 """
 
 import warnings
@@ -106,8 +107,16 @@ def find_peers(bench: Any) -> dict[str, Make]:
         found["bitsandbytes AdamW8bit"] = lambda p: bits.optim.AdamW8bit(p, lr=LR)
         found["bitsandbytes Lion8bit"] = lambda p: bits.optim.Lion8bit(p, lr=LR)
     if ao and not bench.tiny:  # its compilation alone takes a minute
-        found["torchao AdamW8bit"] = lambda p: ao.AdamW8bit(p, lr=LR)
+        found["torchao AdamW8bit"] = lambda p: ao.AdamW8bit(whole_blocks(p), lr=LR)
     return found
+
+
+def whole_blocks(params: list[Tensor]) -> list[Tensor]:
+    """As much of the tensors as fills blocks of 256 entries."""
+    whole = [p.detach()[: p.numel() // 256 * 256].requires_grad_() for p in params]
+    for short, p in zip(whole, params, strict=True):
+        short.grad = p.grad[: short.numel()]
+    return whole
 
 
 def make(shapes: list[int], generator: torch.Generator) -> list[Tensor]:

@@ -17,12 +17,12 @@ from diffmatch.history import FitState, History
 from diffmatch.meshing.dual_contouring import dual_contouring
 from diffmatch.meshing.grid import Grid
 from diffmatch.meshing.mesh import Mesh
-from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics, mesh_validity
+from diffmatch.meshing.metrics import MeshMetrics, mesh_metrics, mesh_validity, self_intersecting_faces
 from diffmatch.meshing.parameters import FAR, FlexiParameters
 from diffmatch.meshing.quad_cuts import QuadCuts
 from diffmatch.meshing.regularizers import edge_length_deviation, normal_consistency
 from diffmatch.meshing.sampling import near_distances
-from diffmatch.meshing.sign_repair import with_topology
+from diffmatch.meshing.sign_repair import with_topology, without_small_pieces
 from diffmatch.meshing.signs import walled, without_specks
 from diffmatch.meshing.surface_error import one_point_a_face, surface_errors
 from diffmatch.meshing.targets import Attributed, MeshTarget, Target, load_target
@@ -50,6 +50,8 @@ _RATES = {
 }
 """Learning rates, in cells, of methods whose steps do not depend on the scale of gradients: smaller where nearly every
 entry moves by the whole rate in each step, which folds triangles."""
+_UNFOLDINGS, _KEPT = 12, 0.8
+"""Rounds in which cells of triangles that intersect others are relaxed, and the part of their parameters that stays."""
 _HELD_BYTES, _FREE_BYTES = 150, 500
 """Memory of a fit, a cell: nodes and field; with free signs also gradients, moments and a copy of all parameters."""
 
@@ -102,8 +104,9 @@ def fit_mesh(
     of a grid. From there field, node positions and cell weights of FlexiCubes are fitted: first so that the vertices
     of the extracted mesh take the places that dual contouring finds for them, with sharp edges; then so that points
     drawn on the faces come to lie on the target, with the normals that it has there (:mod:`.surface_error`, plus a
-    small multiple of L_dev). Each quad is cut along the diagonal that brings it nearer. The mesh is that of the last
-    extraction, without any projection or remeshing.
+    small multiple of L_dev). Each quad is cut along the diagonal that brings it nearer. At the end, moves and weights
+    of cells whose triangles intersect others are made smaller, until none do. The mesh is that of the last extraction,
+    without any projection or remeshing.
 
     Args:
         target: path of a file with a mesh, points or a volume, ``"module:name"`` of a field, a mesh, a point cloud, a
@@ -166,6 +169,7 @@ def fit_mesh(
             f"only {'negative' if bool(inside.any()) else 'positive'} values at {grid.n_nodes:,} nodes",
         )
     start = without_specks(grid, walled(grid, start), smallest=smallest_part)
+    start = without_small_pieces(grid, start, smallest=smallest_part)
     if hold and edit_field is None and isinstance(aim, MeshTarget) and aim.whole:
         wanted_topology = mesh_validity(aim.mesh)
         start = with_topology(
@@ -221,8 +225,7 @@ def fit_mesh(
         state={"cuts": cuts},
         fingerprint={**settings, "target": hashlib.sha256(start.cpu().numpy().tobytes()).hexdigest()},
     )
-    with torch.no_grad():
-        made = cuts.choose(shape.extract(training=False)[0])
+    made = _unfolded(shape, cuts)
     carried = aim.attributes_at(made.vertices) if attributes and isinstance(aim, Attributed) else None
     placed = aim.normalization.inverse(made.vertices.double())
     mesh = Mesh(placed, made.faces, vertex_attributes=carried).to("cpu")
@@ -292,6 +295,24 @@ def _loss(
         return terms
 
     return loss
+
+
+@torch.no_grad()
+def _unfolded(shape: FlexiParameters, cuts: QuadCuts) -> Mesh:
+    """The mesh of the result: that of the last extraction, after cells whose triangles cut others were relaxed.
+
+    On parts thinner than a cell, vertices of both sides can change places. Nothing but the parameters is changed.
+    """
+    for left in reversed(range(_UNFOLDINGS + 1)):
+        mesh = shape.extract(training=False)[0]
+        made = cuts.choose(mesh)
+        folded = self_intersecting_faces(made)
+        if len(folded) == 0 or left == 0:
+            break
+        vertices = torch.zeros(len(made.vertices), dtype=torch.bool, device=made.vertices.device)
+        vertices[made.faces[torch.from_numpy(folded).to(made.faces.device)]] = True
+        shape.relax(mesh, vertices, keep=_KEPT)
+    return made
 
 
 def _mean(values: Float[Tensor, " n"], weights: Tensor) -> Float[Tensor, ""]:

@@ -29,6 +29,7 @@ __all__ = [
     "mesh_metrics",
     "mesh_quality",
     "mesh_validity",
+    "self_intersecting_faces",
     "self_intersection_percent",
 ]
 
@@ -254,6 +255,11 @@ def self_intersection_percent(mesh: Mesh) -> float:
     return _self_intersections(_Surface.of(mesh))
 
 
+def self_intersecting_faces(mesh: Mesh) -> np.ndarray:
+    """Numbers of the triangles that intersect another, ascending, by the exact predicates of libigl."""
+    return _self_intersecting(_Surface.of(mesh))
+
+
 @dataclass(frozen=True, eq=False)
 class _Surface:
     """A mesh as float64 arrays, with what several measures need."""
@@ -393,11 +399,15 @@ def _quality(surface: _Surface) -> MeshQuality:
 
 
 def _self_intersections(surface: _Surface) -> float:
+    return 100 * len(_self_intersecting(surface)) / max(len(surface.faces), 1)
+
+
+def _self_intersecting(surface: _Surface) -> np.ndarray:
     if len(surface.faces) == 0:
-        return 0.0
+        return np.empty(0, dtype=np.int64)
     predicates = require("igl.predicates", extra="mesh")
     _, pairs, _ = predicates.find_self_intersections(surface.vertices, surface.faces)
-    return 100 * len(np.unique(pairs)) / len(surface.faces)
+    return np.unique(pairs)
 
 
 def _distances(mesh: _Surface, target: _Surface, samples: int, seed: int) -> MeshDistances:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from diffmatch.meshing.flexicubes import FlexiMesh, flexicubes
@@ -44,7 +44,8 @@ class FlexiParameters:
         n_weights = grid.n_cells
         if self._connectivity is not None:
             n_weights = len(self._connectivity.cell)
-            self._nodes = _nodes_of(grid, self._connectivity.cell.long())
+            self._held_cells = self._connectivity.cell.long()
+            self._nodes = _nodes_of(grid, self._held_cells)
             field = field[self._nodes]
             self._positions = self._positions.clone()  # its rows are overwritten
         self._inside = field < 0
@@ -82,6 +83,24 @@ class FlexiParameters:
             connectivity=self._connectivity,
         )
         return mesh, (field * self.cell).reshape(self.grid.node_shape)
+
+    @torch.no_grad()
+    def relax(self, mesh: FlexiMesh, vertices: Bool[Tensor, " v"], *, keep: float) -> None:
+        """Take the cells of some vertices towards neutral: their weights and the moves of their nodes.
+
+        Without both, a vertex is the mean of the crossing points of the plain grid, and cannot leave its cell.
+
+        Args:
+            mesh: the last extraction.
+            vertices: which of its vertices.
+            keep: factor of moves and weights, from 0 (neutral) to 1.
+        """
+        cells = mesh.connectivity.vertex_cell[vertices].unique()
+        nodes, rows = _nodes_of(self.grid, cells), cells
+        if self.hold:
+            nodes, rows = (torch.searchsorted(own, x) for own, x in ((self._nodes, nodes), (self._held_cells, cells)))
+        for tensor, index in ((self._moves, nodes), *((weight, rows) for weight in self._weights)):
+            tensor[index] *= keep
 
     def _moved_nodes(self) -> Tensor:
         if not self.hold:

@@ -1,4 +1,4 @@
-"""Signs at the nodes that give a surface the topology of a closed mesh, where samples of it have another."""
+"""Signs at the nodes that give a surface the topology that is wanted, where samples of it have another."""
 
 import logging
 
@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from diffmatch.meshing.connectivity import connect
@@ -13,7 +15,7 @@ from diffmatch.meshing.grid import Grid
 from diffmatch.meshing.mesh import Mesh
 from diffmatch.meshing.metrics import mesh_validity
 
-__all__ = ["surface_topology", "with_topology"]
+__all__ = ["surface_topology", "with_topology", "without_small_pieces"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,50 @@ def with_topology(
         *(*found, *wanted),
     )
     return sdf
+
+
+def without_small_pieces(grid: Grid, sdf: Float[Tensor, " nodes"], *, smallest: int) -> Float[Tensor, " nodes"]:
+    """The field with the nodes within small closed pieces of its surface turned to the sign around them.
+
+    What labels of nodes cannot tell: two nodes outside that share a face diagonal are joined by the surface, unless
+    the cells on both sides of the face are flipped to keep it manifold. Such a node makes a cavity of its own, at most
+    a few nodes large.
+
+    Args:
+        grid: the cells.
+        sdf: node values, negative inside, with the boundary of the grid outside.
+        smallest: pieces around fewer nodes go; the largest stays.
+    """
+    connectivity = connect(sdf.reshape(1, *grid.node_shape))
+    quads, edge = connectivity.quads.cpu().numpy(), connectivity.quad_edge
+    n = connectivity.n_vertices
+    ends = quads[:, :3].ravel(), quads[:, 1:].ravel()
+    graph = coo_array((np.ones(len(ends[0]), dtype=np.int8), ends), shape=(n, n))
+    n_pieces, label = connected_components(graph, directed=False)
+    piece = torch.from_numpy(label).to(sdf.device).long()[connectivity.quads[:, 0]]
+    low, axis = edge // 3, edge % 3
+    # With all vertices in the middle of their cells, a piece encloses a cube around each node within, and its volume,
+    # by the quads across one axis, is the number of these: positive for bodies, negative for cavities.
+    outwards = 1.0 - 2.0 * (sdf[low] >= 0).double()
+    plane = low // (grid.node_shape[1] * grid.node_shape[2]) + 0.5
+    volume = sdf.new_zeros(n_pieces, dtype=torch.float64)
+    volume.index_add_(0, piece, torch.where(axis == 0, outwards * plane, 0.0))
+    small = volume.abs() < smallest - 0.5
+    small[volume.abs().argmax()] = False
+    high = low + torch.tensor(_strides(grid), device=low.device)[axis]
+    within = torch.where((outwards > 0) == (volume[piece] > 0), low, high)
+    turned = torch.zeros_like(sdf, dtype=torch.bool)
+    turned[within[small[piece]]] = True
+    if not bool(turned.any()):
+        return sdf
+    logger.warning("left out pieces of the surface around fewer than %d nodes: %d nodes in all", smallest, turned.sum())
+    return torch.where(turned, -sdf, sdf)
+
+
+def _strides(grid: Grid) -> tuple[int, int, int]:
+    """From a node to the next one along each axis."""
+    _, ny, nz = grid.node_shape
+    return ny * nz, nz, 1
 
 
 def surface_topology(grid: Grid, sdf: Float[Tensor, " nodes"]) -> tuple[int, int]:

@@ -15,6 +15,10 @@ from diffmatch.meshing import (
     normal_consistency,
     read_mesh,
 )
+from diffmatch.meshing.fitting import _unfolded
+from diffmatch.meshing.metrics import self_intersecting_faces
+from diffmatch.meshing.parameters import FlexiParameters
+from diffmatch.meshing.quad_cuts import QuadCuts
 from diffmatch.meshing.shapes import DEMO_PART_EULER_CHARACTERISTIC, box, demo_part, sphere
 
 
@@ -195,3 +199,16 @@ def test_single_and_double_precision_and_seeds_agree():
         )
     assert means[1] == pytest.approx(means[0], rel=0.05)
     assert max(means) - min(means) < 0.1 * means[0]
+
+
+def test_triangles_that_cut_others_are_unfolded(generator):
+    grid, aim = Grid.cube(10), load_target(sphere_field)
+    shape = FlexiParameters(grid, sphere_field(grid.nodes()), hold=True)
+    with torch.no_grad():
+        for tensor in shape.tensors[1:]:
+            tensor.copy_(4 * torch.randn(tensor.shape, generator=generator))
+    cuts = QuadCuts(aim, lambda points: torch.ones(len(points), dtype=torch.bool), cell=shape.cell)
+    assert len(self_intersecting_faces(cuts.choose(shape.extract(training=False)[0]))) > 0
+    made = _unfolded(shape, cuts)
+    assert len(self_intersecting_faces(made)) == 0
+    assert torch.equal(made.vertices, shape.extract(training=False)[0].vertices)

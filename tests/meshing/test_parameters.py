@@ -61,3 +61,20 @@ def test_an_old_graph_is_refused_and_not_wrong():
     shape.extract(training=False)
     with pytest.raises(RuntimeError, match="inplace"):
         old.vertices.sum().backward()
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_relaxed_cells_are_neutral_and_others_stay(hold, generator):
+    shape = FlexiParameters(GRID, ball(), hold=hold)
+    plain, _ = shape.extract(training=False)
+    with torch.no_grad():
+        for tensor in shape.tensors[1:]:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    mesh, _ = shape.extract(training=False)
+    chosen = mesh.vertices[:, 0] < -0.3
+    shape.relax(mesh, chosen, keep=0.0)
+    relaxed, _ = shape.extract(training=False)
+    torch.testing.assert_close(relaxed.vertices[chosen], plain.vertices[chosen])
+    far = mesh.vertices[:, 0] > 0.6
+    assert torch.equal(relaxed.vertices[far], mesh.vertices[far])
+    assert not torch.allclose(mesh.vertices[chosen], plain.vertices[chosen])

@@ -9,7 +9,8 @@ import torch
 
 from diffmatch.meshing import Grid, Mesh, MeshTarget, fit_mesh, flexicubes, mesh_validity
 from diffmatch.meshing.shapes import sphere, torus
-from diffmatch.meshing.sign_repair import _euler, surface_topology, with_topology
+from diffmatch.meshing.sign_repair import _euler, surface_topology, with_topology, without_small_pieces
+from diffmatch.meshing.signs import without_specks
 
 GRID = Grid.cube(24)
 NODES = GRID.nodes(dtype=torch.float64)
@@ -91,3 +92,35 @@ def test_a_fit_to_a_mesh_has_its_topology():
     result = fit_mesh(target, resolution=15, steps=3, progress=False)
     assert result.metrics.validity.euler_characteristic == 0
     assert result.metrics.validity.bodies == 1
+
+
+def carved(*nodes):
+    """A solid block of 6^3 nodes in a grid of 9^3, with some of its nodes outside."""
+    grid = Grid.cube(8)
+    field = torch.ones(grid.node_shape)
+    field[1:7, 1:7, 1:7] = -1.0
+    for node in nodes:
+        field[node] = 1.0
+    return grid, field.flatten()
+
+
+def test_a_cavity_cut_off_by_flipped_cells_is_filled(caplog):
+    # The end of a channel and a node diagonally below it: both cells at the face between them are flipped.
+    grid, field = carved((3, 3, 6), (3, 3, 5), (3, 3, 4), (2, 3, 3))
+    assert surface_topology(grid, field) == (4, 2)
+    assert torch.equal(without_specks(grid, field, smallest=8), field)
+    assert torch.equal(without_small_pieces(grid, field, smallest=1), field)
+    filled = without_small_pieces(grid, field, smallest=8)
+    assert changed(filled, field) == 1
+    assert surface_topology(grid, filled) == (2, 1)
+    assert "1 nodes in all" in caplog.text
+
+
+def test_pieces_are_as_large_as_the_nodes_within():
+    grid, field = carved((3, 3, 3), (3, 3, 4))  # a cavity of two nodes
+    assert torch.equal(without_small_pieces(grid, field, smallest=2), field)
+    assert surface_topology(grid, without_small_pieces(grid, field, smallest=3)) == (2, 1)
+    body = torch.ones(grid.node_shape)
+    body[1:8, 1:8, 1] = body[3, 3, 4] = -1.0  # a plate, and one node apart from it
+    assert surface_topology(grid, body.flatten()) == (4, 2)
+    assert changed(without_small_pieces(grid, body.flatten(), smallest=2), body.flatten()) == 1
