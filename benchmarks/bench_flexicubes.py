@@ -31,6 +31,7 @@ logger = logging.getLogger("benchmarks")
 
 OURS = "diffmatch"
 ROWS, KEPT = f"{OURS}, active rows", f"{OURS}, active rows, kept"
+KEPT_NODES = f"{OURS}, active rows and nodes, kept"
 PUBLIC = "public FlexiCubes"
 
 
@@ -137,6 +138,7 @@ def backward_contenders(p: Problem, public: Any) -> dict[str, Any]:
     cells = flexicubes(p.grid, p.sdf.detach()).connectivity.cell.long()
     rows = [x.detach()[cells].requires_grad_() for x in (p.alpha, p.beta, p.gamma)]
     kept = flexicubes(p.grid, p.sdf.detach()).connectivity
+    nodes = [x.detach()[kept.nodes].requires_grad_() for x in (p.sdf, p.positions)]
 
     def gradients(vertices: Tensor, l_dev: Tensor, inputs: list[Tensor]) -> list[Tensor]:
         return list(torch.autograd.grad(vertices.square().sum() + l_dev, inputs))
@@ -145,12 +147,14 @@ def backward_contenders(p: Problem, public: Any) -> dict[str, Any]:
         mesh = extract(p)
         return mesh.vertices, len(mesh.faces), gradients(mesh.vertices, mesh.l_dev, [*p.inputs, p.beta])
 
-    def active(connectivity: Any = None) -> tuple[Tensor, int, list[Tensor]]:
+    def active(
+        connectivity: Any = None, sdf: Tensor = p.sdf, positions: Tensor = p.positions
+    ) -> tuple[Tensor, int, list[Tensor]]:
         alpha, beta, gamma = rows
         mesh = flexicubes(
             p.grid,
-            p.sdf,
-            positions=p.positions,
+            sdf,
+            positions=positions,
             alpha=alpha,
             beta=beta,
             gamma=gamma,
@@ -158,14 +162,20 @@ def backward_contenders(p: Problem, public: Any) -> dict[str, Any]:
             connectivity=connectivity,
             training=True,
         )
-        found = gradients(mesh.vertices, mesh.l_dev, [p.sdf, p.positions, alpha, gamma, beta])
+        found = gradients(mesh.vertices, mesh.l_dev, [sdf, positions, alpha, gamma, beta])
         return mesh.vertices, len(mesh.faces), found
 
     def theirs() -> tuple[Tensor, int, list[Tensor]]:
         vertices, faces, deviations = call_public(public, p, training=True)
         return vertices, len(faces), gradients(vertices, deviations.mean(), [*p.inputs, p.beta_public])
 
-    return {OURS: dense, ROWS: active, KEPT: lambda: active(kept), PUBLIC: theirs if public else None}
+    return {
+        OURS: dense,
+        ROWS: active,
+        KEPT: lambda: active(kept),
+        KEPT_NODES: lambda: active(kept, *nodes),
+        PUBLIC: theirs if public else None,
+    }
 
 
 def extract(p: Problem) -> FlexiMesh:

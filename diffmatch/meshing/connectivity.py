@@ -5,6 +5,7 @@ grid this takes no hashing, sorting or ``unique``: an edge is numbered ``3 * nod
 of an edge is found from the one cell that has the edge at its low corner.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,8 +29,12 @@ class Connectivity:
 
     Attributes:
         shape: cells along each axis of one item.
+        n_items: number of fields in the batch.
         cell: surface cells, ascending, shape (k,).
         node: node at the low corner of each surface cell, shape (k,).
+        nodes: nodes at the corners of the surface cells, ascending, shape (m,), int64: values elsewhere do not matter.
+        columns: position in ``nodes`` of corners 0 to 3 of each surface cell, shape (k, 4); those of corners 4 to 7
+            are one higher.
         row: row of the case tables of each surface cell, shape (k,).
         vertex_start: number of the first dual vertex of each surface cell, and the number of all, shape (k + 1,).
         quads: dual vertices of each quad, counter-clockwise seen from outside, shape (q, 4), int64.
@@ -37,8 +42,11 @@ class Connectivity:
     """
 
     shape: tuple[int, int, int]
+    n_items: int
     cell: Int[Tensor, " k"]
     node: Int[Tensor, " k"]
+    nodes: Int64[Tensor, " m"]
+    columns: Int[Tensor, "k 4"]
     row: Int[Tensor, " k"]
     vertex_start: Int[Tensor, " k1"]
     quads: Int64[Tensor, "q 4"]
@@ -58,6 +66,20 @@ class Connectivity:
     def vertex_cell(self) -> Int64[Tensor, " v"]:
         """Cell that holds each dual vertex."""
         return self.cell.long()[self.vertex_slot]
+
+    @cached_property
+    def vertex_offsets(self) -> Int64[Tensor, " b1"]:
+        """First dual vertex of each item, and the number of all."""
+        first_cell = torch.arange(self.n_items + 1, device=self.cell.device) * math.prod(self.shape)
+        first_slot = torch.searchsorted(self.cell, first_cell.to(self.cell.dtype))
+        return self.vertex_start.long()[first_slot]
+
+    @cached_property
+    def quad_offsets(self) -> Int64[Tensor, " b1"]:
+        """First quad of each item, and the number of all."""
+        n_edges = 3 * math.prod(n + 1 for n in self.shape)
+        bounds = torch.arange(self.n_items + 1, device=self.quad_edge.device) * n_edges
+        return torch.searchsorted(self.quad_edge, bounds)
 
     @cached_property
     def n_crossings(self) -> Int64[Tensor, ""]:
@@ -87,6 +109,7 @@ class Incidences:
         edge: edge of the cell, 0..11.
         corner: low and high corner of the edge in the cell, shape (m, 2).
         node: low and high node of the edge, shape (m, 2).
+        place: positions of the two in ``Connectivity.nodes``, shape (m, 2).
         count: number of incidences of each vertex, shape (v,).
     """
 
@@ -95,25 +118,26 @@ class Incidences:
     edge: Int64[Tensor, " m"]
     corner: Int64[Tensor, "m 2"]
     node: Int64[Tensor, "m 2"]
+    place: Int64[Tensor, "m 2"]
     count: Int64[Tensor, " v"]
 
 
 def _incidences(connectivity: Connectivity) -> Incidences:
     tables = device_tables(connectivity.cell.device)
-    _, ny, nz = connectivity.shape
     row = connectivity.row.long()
     edges = tables.loop_edges[row].long()  # (k, 12), loop after loop
     slot, position = (edges >= 0).nonzero(as_tuple=True)
     edge = edges[slot, position]
     vertex = connectivity.vertex_start[slot].long() + tables.edge_loop[row[slot], edge]
     corner = tables.edge_corners[edge].long()
-    step = ((corner & 1) * (ny + 1) + (corner >> 1 & 1)) * (nz + 1) + (corner >> 2 & 1)
+    place = connectivity.columns[slot[:, None], corner & 3].long() + (corner >> 2)
     return Incidences(
         vertex=vertex,
         slot=slot,
         edge=edge,
         corner=corner,
-        node=connectivity.node[slot, None].long() + step,
+        node=connectivity.nodes[place],
+        place=place,
         count=torch.bincount(vertex, minlength=connectivity.n_vertices),
     )
 
@@ -137,8 +161,8 @@ def case_ids(inside: Tensor) -> Tensor:
 def connect(field: Float[Tensor, "b x y z"]) -> Connectivity:
     """Connectivity of the dual surface where the field changes sign.
 
-    Inside is ``field < 0``: zeros of either sign and NaN are outside. Waits for the device twice, for the number of
-    surface cells and of quads.
+    Inside is ``field < 0``: zeros of either sign and NaN are outside. Waits for the device three times, for
+    the numbers of surface cells, of their nodes and of quads.
 
     Args:
         field: node values, shape (b, nx + 1, ny + 1, nz + 1).
@@ -159,8 +183,22 @@ def connect(field: Float[Tensor, "b x y z"]) -> Connectivity:
     slot_of[cell] = torch.arange(len(cell), device=field.device)
     bi = cell // (ny * nz)
     node = ((bi + bi // nx) * (ny + 1) + cell // nz % ny) * (nz + 1) + cell % nz
+    nodes, columns = _surface_nodes(node, field.shape)
     quads, quad_edge = _quads(cell, node, case, row, start, slot_of, (nx, ny, nz))
-    return Connectivity((nx, ny, nz), cell, node, row, start, quads, quad_edge)
+    return Connectivity((nx, ny, nz), b, cell, node, nodes, columns, row, start, quads, quad_edge)
+
+
+def _surface_nodes(node: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """The nodes at the corners of the cells with these low corners, and where the four low ones of each stand."""
+    _, _, ny, nz = shape
+    low = node[:, None] + torch.tensor((0, ny * nz, nz, (ny + 1) * nz), device=node.device)
+    marked = torch.zeros(math.prod(shape), dtype=torch.bool, device=node.device)
+    marked[low] = True
+    marked[low + 1] = True
+    nodes = marked.nonzero().squeeze(1)
+    place = torch.empty(len(marked), dtype=torch.int64, device=node.device)
+    place[nodes] = torch.arange(len(nodes), device=node.device)
+    return nodes, place[low]
 
 
 def _repair(cell: Tensor, case: Tensor, cases: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -10,11 +10,14 @@ G (FlexiCubes, Shen et al. 2023, equations 4 to 8)::
 
 Attributes of the nodes travel with the positions: both are columns of one *payload* that is interpolated alike.
 
-Nothing but the inputs is kept for the backward pass, which recomputes t and u. It is written out by hand, once in
-tensor operations (any device; differentiable again, so that second derivatives work) and once as numba kernels.
+Only the nodes at the corners of the surface cells take part, in the order of ``Connectivity.nodes``.
+
+Nothing but the inputs, the weights and the points is kept for the backward pass, which recomputes t and u. It is
+written out by hand, once in tensor operations (any device; differentiable again, so that second derivatives work) and
+once as numba kernels.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -23,17 +26,21 @@ from torch import Tensor
 from diffmatch.meshing import kernels
 from diffmatch.meshing.connectivity import Connectivity
 from diffmatch.meshing.kernels import CENTRE_EPS, DISTANCE_EPS, STEEPEST
-from diffmatch.ops import segment_sum
+from diffmatch.meshing.weights import corner_slope, corner_weight, split_slope, split_weight
+from diffmatch.ops import distinct_rows, segment_sum
+
+_Weights: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def dual_surface(
     connectivity: Connectivity,
-    field: Float[Tensor, " n"],
-    payload: Float[Tensor, "n d"],
-    corner_weights: Float[Tensor, "k 8"] | None,
-    edge_weights: Float[Tensor, "k 12"] | None,
-    split_weights: Float[Tensor, " k"] | None,
+    field: Float[Tensor, " m"],
+    payload: Float[Tensor, "m d"],
+    alpha: Float[Tensor, "k 8"] | None,
+    beta: Float[Tensor, "k 12"] | None,
+    gamma: Float[Tensor, " k"] | None,
     *,
+    scale: float,
     centres: bool,
     compiled: bool,
 ) -> tuple[Float[Tensor, "points d"], Float[Tensor, " v"]]:
@@ -41,16 +48,17 @@ def dual_surface(
 
     Args:
         connectivity: which cells and edges the surface crosses.
-        field: node values.
-        payload: columns to interpolate; the first three are the positions.
-        corner_weights: weights A of the surface cells, positive; None for ones.
-        edge_weights: weights B of the surface cells, positive; None for ones.
-        split_weights: weights G of the surface cells, positive; None for equal ones.
+        field: values at the nodes of the connectivity.
+        payload: columns to interpolate, at these nodes; the first three are the positions.
+        alpha: raw corner weights of the surface cells; None for A = 1.
+        beta: raw edge weights of the surface cells; None for B = 1.
+        gamma: raw split weights of the surface cells; None for G = 1/2.
+        scale: reach of the weights, in (0, 1).
         centres: append the centre of each quad.
         compiled: use the numba kernels (tensors on the CPU only).
     """
     result: tuple[Tensor, Tensor] = _DualSurface.apply(
-        field, payload, corner_weights, edge_weights, split_weights, connectivity, centres, compiled
+        field, payload, alpha, beta, gamma, connectivity, scale, centres, compiled
     )
     return result
 
@@ -61,30 +69,80 @@ class _DualSurface(torch.autograd.Function):
         ctx: Any,
         field: Tensor,
         payload: Tensor,
-        corner_weights: Tensor | None,
-        edge_weights: Tensor | None,
-        split_weights: Tensor | None,
+        alpha: Tensor | None,
+        beta: Tensor | None,
+        gamma: Tensor | None,
         connectivity: Connectivity,
+        scale: float,
         centres: bool,
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         forward = kernels.dual_surface if compiled else surface_forward
-        weights = corner_weights, edge_weights, split_weights
+        weights = _activated(alpha, beta, gamma, scale)
         points, deviation, floor = forward(connectivity, field, payload, *weights, centres)
-        ctx.save_for_backward(field, payload, *weights, points, floor)
-        ctx.settings = connectivity, centres, compiled
+        ctx.save_for_backward(field, payload, alpha, beta, gamma, *weights, points, floor)
+        ctx.settings = connectivity, scale, centres, compiled
         return points, deviation
 
     @staticmethod
     def backward(ctx: Any, grad_points: Tensor, grad_deviation: Tensor) -> tuple[Tensor | None, ...]:
-        connectivity, centres, compiled = ctx.settings
-        # With create_graph=True autograd records this very function, so it has to be made of tensor operations.
-        backward = kernels.dual_surface_backward if compiled and not torch.is_grad_enabled() else surface_backward
-        field, payload, corner, edge, split, points, floor = ctx.saved_tensors
-        grads = backward(
-            connectivity, field, payload, corner, edge, split, points, floor, grad_points, grad_deviation, centres
-        )
-        return *grads, None, None, None
+        connectivity, scale, centres, compiled = ctx.settings
+        field, payload, alpha, beta, gamma, corner, edge, split, points, floor = ctx.saved_tensors
+        given, upstream = (points, floor), (grad_points, grad_deviation)
+        if compiled and not torch.is_grad_enabled():
+            grads = kernels.dual_surface_backward(
+                connectivity, field, payload, corner, edge, split, *given, *upstream, centres, scale
+            )
+        else:
+            # With create_graph=True autograd records this very function: tensor operations, from the raw weights on.
+            weights = _activated(alpha, beta, gamma, scale)
+            grads = surface_backward(connectivity, field, payload, *weights, *given, *upstream, centres)
+            slopes = corner_slope, corner_slope, split_slope
+            by_raw = [
+                None if grad is None or weight is None else grad * slope(weight, scale)
+                for grad, weight, slope in zip(grads[2:], weights, slopes, strict=True)
+            ]
+            grads = *grads[:2], *by_raw
+        return *grads, None, None, None, None
+
+
+def at_nodes(
+    connectivity: Connectivity, field: Float[Tensor, " n"], payload: Float[Tensor, "n d"], *, compiled: bool
+) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]:
+    """Rows of field and payload at the nodes of the connectivity; the gradient writes only those rows."""
+    if compiled:
+        rows: tuple[Tensor, Tensor] = _AtNodes.apply(field, payload, connectivity.nodes)
+        return rows
+    return distinct_rows(field, connectivity.nodes), distinct_rows(payload, connectivity.nodes)
+
+
+class _AtNodes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, field: Tensor, payload: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(nodes)
+        ctx.n = len(field)
+        return kernels.at_nodes(nodes, field, payload)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (nodes,) = ctx.saved_tensors
+
+        def spread(rows: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                return rows.new_zeros(ctx.n, *rows.shape[1:]).index_copy(0, nodes, rows)
+            return kernels.from_nodes(nodes, rows, ctx.n)
+
+        wanted = zip(grads, ctx.needs_input_grad[:2], strict=True)
+        return *(spread(rows) if needed else None for rows, needed in wanted), None
+
+
+def _activated(alpha: Tensor | None, beta: Tensor | None, gamma: Tensor | None, scale: float) -> _Weights:
+    """The weights A, B and G."""
+    return (
+        None if alpha is None else corner_weight(alpha, scale),
+        None if beta is None else corner_weight(beta, scale),
+        None if gamma is None else split_weight(gamma, scale),
+    )
 
 
 def crossing(low: Tensor, high: Tensor) -> Tensor:
@@ -133,8 +191,8 @@ def surface_forward(
     Returns points and deviations, and the smallest difference of field values that the backward divides by.
     """
     rows, n_vertices = connectivity.incidences, connectivity.n_vertices
-    low, high = field[rows.node].unbind(1)
-    x0, x1 = payload[rows.node].unbind(1)
+    low, high = field[rows.place].unbind(1)
+    x0, x1 = payload[rows.place].unbind(1)
     a, b = low, high
     if corner_weights is not None:
         weight = corner_weights[rows.slot[:, None], rows.corner]
@@ -195,8 +253,8 @@ def surface_backward(
         spread, grad_split = _centres_backward(connectivity, points, split_weights, grad_points[n_vertices:])
         grad_vertices = grad_vertices + spread
 
-    low, high = field[rows.node].unbind(1)
-    x0, x1 = payload[rows.node].unbind(1)
+    low, high = field[rows.place].unbind(1)
+    x0, x1 = payload[rows.place].unbind(1)
     edge = x1 - x0
     z_t = crossing(low, high)
 
@@ -237,7 +295,7 @@ def surface_backward(
     za, zb = _crossing_grad(low, high, floor)
     grad_ends = torch.stack((grad_t * ta, grad_t * tb), 1)
     grad_corner = None
-    nodes = rows.node.flatten()
+    nodes = rows.place.flatten()
     if corner_weights is not None:
         ends = torch.stack((low, high), 1).nan_to_num(0, 0, 0)
         grad_corner = torch.zeros_like(corner_weights).index_put(

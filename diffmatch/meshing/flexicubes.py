@@ -10,10 +10,10 @@ from torch import Tensor
 from diffmatch.errors import InputError, check_choice, check_floating, check_same_device, check_shape
 from diffmatch.meshing import kernels
 from diffmatch.meshing.connectivity import Connectivity, connect
-from diffmatch.meshing.dual_surface import dual_surface, quad_weights
+from diffmatch.meshing.dual_surface import at_nodes, dual_surface, quad_weights
 from diffmatch.meshing.grid import Grid
 from diffmatch.meshing.mesh import Mesh
-from diffmatch.meshing.weights import WEIGHT_SCALE, corner_weight, split_weight, weights_of_cells
+from diffmatch.meshing.weights import WEIGHT_SCALE, split_weight, weights_of_cells
 
 __all__ = ["FlexiMesh", "flexicubes"]
 
@@ -120,7 +120,8 @@ def flexicubes(
             of outside nodes (cell size as their value), "error" raises.
         weight_scale: reach of the weights, in (0, 1).
         connectivity: of an earlier mesh of a field with the same signs at all nodes, which is not checked; saves
-            looking for the surface.
+            looking for the surface. Field, positions and attributes may then be given at its ``nodes`` alone, shapes
+            (m,), (m, 3) and (m, d), all three alike; gradients and optimizers are as much cheaper.
 
     Returns:
         The mesh; an empty one, attached to the graph, where nothing changes sign. Waits for the device for the
@@ -129,9 +130,14 @@ def flexicubes(
     Raises:
         InputError: a shape, dtype or device does not fit; or the surface reaches the boundary under "error".
     """
-    batch = _check(grid, sdf, boundary, weight_scale)
+    at_surface = connectivity is not None and isinstance(sdf, Tensor) and sdf.shape == connectivity.nodes.shape
+    batch = _check(grid, sdf, boundary, weight_scale, at_surface)
     dtype = torch.float64 if sdf.dtype == torch.float64 else torch.float32
-    b, n, c = math.prod(batch), grid.n_nodes, grid.n_cells
+    n, c = grid.n_nodes, grid.n_cells
+    node_batch = batch
+    if connectivity is not None and at_surface:
+        n, batch = len(connectivity.nodes), () if connectivity.n_items == 1 else (connectivity.n_items,)
+    b = math.prod(batch)
 
     def listed(name: str, value: Tensor | None, *shape: int) -> Tensor | None:
         """Without batch axes."""
@@ -142,7 +148,7 @@ def flexicubes(
         check_same_device(name, value, sdf.device)
         return value.to(dtype)
 
-    def folded(name: str, value: Tensor | None, *shape: int) -> Tensor | None:
+    def folded(name: str, value: Tensor | None, *shape: int, batch: tuple[int, ...] = batch) -> Tensor | None:
         """Batch axes folded into the first axis, shared values repeated."""
         if value is None:
             return None
@@ -153,15 +159,18 @@ def flexicubes(
         if tuple(value.shape) not in (shape, (*batch, *shape)):
             wanted = f"shape {shape}" + (f" or {(*batch, *shape)}" if batch else "")
             raise InputError(name, wanted, str(tuple(value.shape)))
-        return value.to(dtype).expand(*batch, *shape).reshape(b * shape[0], *shape[1:])
+        return value.to(dtype).expand(*batch, *shape).reshape(math.prod(batch) * shape[0], *shape[1:])
 
-    field = sdf.to(dtype).reshape(b, *grid.node_shape)
-    rest = grid.nodes(dtype=dtype, device=sdf.device)
-    payload = folded("positions", rest if positions is None else positions, n, 3)
+    field = sdf.to(dtype)
+    if positions is None:
+        positions = grid.nodes(dtype=dtype, device=sdf.device)
+        if connectivity is not None and at_surface:
+            positions = positions.index_select(0, connectivity.nodes % grid.n_nodes)
+    payload = folded("positions", positions, n, 3, batch=node_batch)
     assert payload is not None
     if attributes is not None:
         check_shape("attributes", attributes, (n, "d"), batch=True)
-        extra = folded("attributes", attributes, n, attributes.shape[-1])
+        extra = folded("attributes", attributes, n, attributes.shape[-1], batch=node_batch)
         payload = torch.cat((payload, extra), 1) if extra is not None else payload
     if weight_cells is None:
         weights = [folded("alpha", alpha, c, 8), folded("beta", beta, c, 12), folded("gamma", gamma, c)]
@@ -174,30 +183,39 @@ def flexicubes(
             listed("gamma", gamma, len(weight_cells)),
         ]
 
-    if boundary != "open" and _reaches_boundary(field):
-        if boundary == "error":
-            raise InputError("sdf", "a surface that stays inside the grid", "inside nodes on the boundary")
-        if weight_cells is None:
-            weights = [None if w is None else _pad_cells(grid, w, b) for w in weights]
-        else:
-            weight_cells = _renumber(grid, weight_cells)
-        grid, field, payload = _closed(grid, field, payload)
+    if not at_surface:
+        field = field.reshape(b, *grid.node_shape)
+        if boundary != "open" and _reaches_boundary(field):
+            if boundary == "error":
+                raise InputError("sdf", "a surface that stays inside the grid", "inside nodes on the boundary")
+            if weight_cells is None:
+                weights = [None if w is None else _pad_cells(grid, w, b) for w in weights]
+            else:
+                weight_cells = _renumber(grid, weight_cells)
+            grid, field, payload = _closed(grid, field, payload)
     if connectivity is None:
         connectivity = kernels.connect(field) if field.device.type == "cpu" else connect(field)
-    elif connectivity.shape != grid.shape:
-        raise InputError("connectivity", f"that of a grid of {grid.shape} cells", str(connectivity.shape))
-    rows = [None if w is None else weights_of_cells(w, connectivity.cell, weight_cells) for w in weights]
+    elif (connectivity.shape, connectivity.n_items) != (grid.shape, b):
+        wanted = f"that of {b} grids of {grid.shape} cells" if batch else f"that of a grid of {grid.shape} cells"
+        raise InputError("connectivity", wanted, f"{connectivity.n_items} of {connectivity.shape}")
+    if not at_surface:
+        field, payload = at_nodes(connectivity, field.flatten(), payload, compiled=field.device.type == "cpu")
+    rows = weights_of_cells(weights, connectivity.cell, weight_cells)
     return _extract(grid, field, payload, connectivity, rows, attributes is not None, training, weight_scale)
 
 
-def _check(grid: Grid, sdf: Tensor, boundary: str, weight_scale: float) -> tuple[int, ...]:
-    """Check the arguments that stand alone; returns the batch axes."""
+def _check(grid: Grid, sdf: Tensor, boundary: str, weight_scale: float, at_surface: bool) -> tuple[int, ...]:
+    """Check the arguments that stand alone; returns the batch axes of the field, none if it is given at the surface."""
     check_choice("boundary", boundary, ("open", "close", "error"))
     if not 0 < weight_scale < 1:
         raise InputError("weight_scale", "a number in (0, 1)", repr(weight_scale))
     if not isinstance(sdf, Tensor):
         raise InputError("sdf", "a tensor", type(sdf).__name__)
     check_floating("sdf", sdf)
+    if at_surface:
+        if boundary != "open":
+            raise InputError("boundary", "open, where the field is given at the nodes of the surface alone", boundary)
+        return ()
     shape = tuple(sdf.shape)
     for tail in (grid.node_shape, (grid.n_nodes,)):
         if shape[len(shape) - len(tail) :] == tail and len(shape) >= len(tail):
@@ -254,21 +272,21 @@ def _extract(
     training: bool,
     weight_scale: float,
 ) -> FlexiMesh:
-    alpha, beta, gamma = weights
-    split_weights = None if gamma is None else split_weight(gamma, weight_scale)
+    """The mesh of values and raw weights at the surface."""
+    gamma = weights[2]
     points, deviation = dual_surface(
         connectivity,
-        field.flatten(),
+        field,
         payload,
-        None if alpha is None else corner_weight(alpha, weight_scale),
-        None if beta is None else corner_weight(beta, weight_scale),
-        split_weights,
+        *weights,
+        scale=weight_scale,
         centres=training,
         compiled=field.device.type == "cpu",
     )
-    faces = connectivity.fan if training else _split(connectivity, split_weights)
-    bounds = torch.arange(len(field) + 1, device=field.device)
-    first_slot = torch.searchsorted(connectivity.cell, (bounds * grid.n_cells).to(connectivity.cell.dtype))
+    if training:
+        faces = connectivity.fan
+    else:
+        faces = _split(connectivity, None if gamma is None else split_weight(gamma.detach(), weight_scale))
     return FlexiMesh(
         points[:, :3] if has_attributes else points,
         faces,
@@ -280,8 +298,8 @@ def _extract(
         deviation=deviation,
         connectivity=connectivity,
         n_crossings=connectivity.n_crossings,
-        vertex_offsets=connectivity.vertex_start.long()[first_slot],
-        quad_offsets=torch.searchsorted(connectivity.quad_edge, bounds * (3 * grid.n_nodes)),
+        vertex_offsets=connectivity.vertex_offsets,
+        quad_offsets=connectivity.quad_offsets,
     )
 
 
@@ -289,7 +307,7 @@ def _split(connectivity: Connectivity, split_weights: Tensor | None) -> Tensor:
     """Two triangles a quad, along the diagonal whose ends have the larger product of split weights; ties along 1-3."""
     quads = connectivity.quads
     if split_weights is not None:
-        g = quad_weights(connectivity, split_weights.detach(), split_weights)
+        g = quad_weights(connectivity, split_weights, split_weights)
         along_02 = g[:, 0] * g[:, 2] > g[:, 1] * g[:, 3]
         # Turning the quad by one corner makes one split into the other.
         quads = torch.where(along_02[:, None], quads.roll(1, 1), quads)

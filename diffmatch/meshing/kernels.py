@@ -9,13 +9,12 @@ Numba's cache does not notice edits in other files, so every jitted function tha
 
 import math
 import typing
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 from torch import Tensor
 
 from diffmatch.meshing.case_tables import case_tables, cell_geometry
@@ -28,8 +27,6 @@ CENTRE_EPS = 1e-8
 """Added to the weights of a quad centre, as published."""
 STEEPEST = 1e-6
 """Gradients of a crossing point grow as 1 / |a - b|; below this fraction of the mean |s| they are held constant."""
-AHEAD = np.uintp(12)
-"""Cells between the one that is computed and the one whose nodes are fetched from memory meanwhile."""
 
 
 # Division by zero gives what IEEE 754 says. Annotation checks would wrap what numba has to compile, hence the second
@@ -41,7 +38,7 @@ def connect(field: Tensor) -> Connectivity:
     """Compiled form of :func:`diffmatch.meshing.connectivity.connect`."""
     tables = case_tables()
     batch, *node_shape = field.shape
-    nx, ny, nz = (n - 1 for n in node_shape)
+    nx, ny, nz = shape = node_shape[0] - 1, node_shape[1] - 1, node_shape[2] - 1
     # Sized for the worst case; the pages that no surface cell touches are never backed by memory.
     n_cells = batch * nx * ny * nz
     cell, node, slot_of = (np.empty(n_cells, np.int32) for _ in range(3))
@@ -50,11 +47,14 @@ def connect(field: Tensor) -> Connectivity:
     cell, node, row = cell[:count].copy(), node[:count].copy(), row[:count].copy()
     start = np.empty(count + 1, np.int32)
     n_quads = _repair_and_number(
-        (nx, ny, nz), cell, row, slot_of, tables.problem_face, tables.n_loops, tables.edge_loop, start
+        shape, cell, row, slot_of, tables.problem_face, tables.n_loops, tables.edge_loop, start
     )
+    nodes, columns = np.empty(min(8 * count, field.numel()), np.int64), np.empty((count, 4), np.int32)
+    nodes = nodes[: _surface_nodes(shape, batch, cell, nodes, columns)].copy()
     quads, quad_edge = np.empty((n_quads, 4), np.int64), np.empty(n_quads, np.int64)
-    _quads((nx, ny, nz), cell, node, row, start, slot_of, tables.edge_loop, quads, quad_edge)
-    return Connectivity((nx, ny, nz), *(torch.from_numpy(x) for x in (cell, node, row, start, quads, quad_edge)))
+    _quads(shape, cell, node, row, start, slot_of, tables.edge_loop, quads, quad_edge)
+    arrays = cell, node, nodes, columns, row, start, quads, quad_edge
+    return Connectivity(shape, batch, *(torch.from_numpy(x) for x in arrays))
 
 
 def dual_surface(
@@ -70,7 +70,7 @@ def dual_surface(
     n_vertices, columns = connectivity.n_vertices, payload.shape[1]
     n_points = n_vertices + (len(connectivity.quads) if centres else 0)
     points, deviation = payload.new_empty(n_points, columns), payload.new_empty(n_vertices)
-    weights = _weights(connectivity, corner_weights, 8, field), _weights(connectivity, edge_weights, 12, field)
+    weights = _weights(corner_weights, 8, field), _weights(edge_weights, 12, field)
     floor = _vertices(*_arrays(connectivity, field, payload), *weights, points.numpy(), deviation.numpy())
     if centres:
         split = _vertex_weights(connectivity, split_weights, payload)
@@ -90,8 +90,9 @@ def dual_surface_backward(
     grad_points: Tensor,
     grad_deviation: Tensor,
     centres: bool,
+    scale: float,
 ) -> tuple[Tensor | None, ...]:
-    """Compiled form of :func:`diffmatch.meshing.dual_surface.surface_backward`."""
+    """Compiled form of :func:`diffmatch.meshing.dual_surface.surface_backward`, with gradients by the raw weights."""
     n_vertices = connectivity.n_vertices
     grad_vertices = grad_points[:n_vertices].contiguous()
     grad_split = None if split_weights is None else torch.zeros_like(split_weights)
@@ -107,18 +108,19 @@ def dual_surface_backward(
             grad_vertices.numpy(),
             grad_vertex_split,
         )
-        if grad_split is not None:
-            _sum_over_cells(grad_vertex_split, connectivity.vertex_start.numpy(), grad_split.numpy())
-    weight_a = _weights(connectivity, corner_weights, 8, field)
-    weight_b = _weights(connectivity, edge_weights, 12, field)
-    grad_field, grad_payload = lazy_zeros(field.shape, like=field), lazy_zeros(payload.shape, like=payload)
-    grad_a, grad_b = (torch.from_numpy(np.zeros_like(weight)) for weight in (weight_a, weight_b))
+        if grad_split is not None and split_weights is not None:
+            of_cells = split_weights.contiguous().numpy()
+            _split_backward(grad_vertex_split, connectivity.vertex_start.numpy(), of_cells, scale, grad_split.numpy())
+    grad_field, grad_payload = torch.zeros_like(field), torch.zeros_like(payload, memory_format=torch.contiguous_format)
+    grad_a = field.new_empty(0 if corner_weights is None else len(corner_weights), 8)
+    grad_b = field.new_empty(0 if edge_weights is None else len(edge_weights), 12)
     _vertices_backward(
         *_arrays(connectivity, field, payload),
-        weight_a,
-        weight_b,
+        _weights(corner_weights, 8, field),
+        _weights(edge_weights, 12, field),
         points.numpy(),
         floor.item(),
+        scale,
         grad_vertices.numpy(),
         grad_deviation.contiguous().numpy(),
         grad_field.numpy(),
@@ -135,11 +137,25 @@ def dual_surface_backward(
     )
 
 
-def _weights(connectivity: Connectivity, weights: Tensor | None, width: int, like: Tensor) -> Any:
-    """Weights A or B of the surface cells as an array (k, width)."""
-    if weights is None:
-        weights = like.new_ones(len(connectivity.cell), width)
-    return weights.detach().contiguous().numpy()
+def at_nodes(nodes: Tensor, field: Tensor, payload: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of field and payload."""
+    rows = field.new_empty(len(nodes)), payload.new_empty(len(nodes), payload.shape[1])
+    arrays = field.detach().contiguous().numpy(), payload.detach().contiguous().numpy()
+    _gather(_unsigned(nodes), *arrays, *(x.numpy() for x in rows))
+    return rows
+
+
+def from_nodes(nodes: Tensor, rows: Tensor, n: int) -> Tensor:
+    """A tensor of ``n`` rows that is zero except at the nodes."""
+    full = lazy_zeros(torch.Size((n, *rows.shape[1:])), like=rows)
+    width = rows[0].numel() if len(rows) else 1
+    _scatter(_unsigned(nodes), rows.contiguous().numpy().reshape(-1, width), full.numpy().reshape(-1, width))
+    return full
+
+
+def _weights(weights: Tensor | None, width: int, like: Tensor) -> Any:
+    """Weights A or B of the surface cells as an array (k, width); one row of ones, for all cells, if there are none."""
+    return (like.new_ones(1, width) if weights is None else weights.detach().contiguous()).numpy()
 
 
 def _vertex_weights(connectivity: Connectivity, split_weights: Tensor | None, like: Tensor) -> Any:
@@ -154,43 +170,27 @@ def _vertex_weights(connectivity: Connectivity, split_weights: Tensor | None, li
 def _arrays(connectivity: Connectivity, field: Tensor, payload: Tensor) -> tuple[Any, ...]:
     tables = case_tables()
     return (
-        connectivity.shape,
-        _unsigned(connectivity.node),
+        _unsigned(connectivity.columns),
         _unsigned(connectivity.row),
         tables.n_loops,
-        tables.loop_edges.view(np.uint8),
         tables.loop_start,
-        cell_geometry().edge_corners.view(np.uint8),
+        tables.loop_edges.view(np.uint8),
+        _loop_ends(),
         field.detach().contiguous().numpy(),
         payload.detach().contiguous().numpy(),
     )
+
+
+@lru_cache(maxsize=1)
+def _loop_ends() -> Any:
+    """Low and high corner of the crossing edges of each case, loop after loop, shape (512, 12, 2), uint8."""
+    return cell_geometry().edge_corners[case_tables().loop_edges].view(np.uint8)
 
 
 def _unsigned(numbers: Tensor) -> Any:
     """Indices as an unsigned array: with signed ones each access would first ask whether to count from the end."""
     array = numbers.numpy()
     return array.view(f"u{array.itemsize}")
-
-
-@intrinsic
-@typing.no_type_check
-def _prefetch(typing_context, array, index):
-    """Start to load the beginning of row ``index`` of an array into the cache."""
-
-    def generate(context, builder, signature, arguments):
-        kind = signature.args[0]
-        view = context.make_array(kind)(context, builder, arguments[0])
-        place = [arguments[1]] + [context.get_constant(types.uintp, 0)] * (kind.ndim - 1)
-        pointer = cgutils.get_item_pointer(context, builder, kind, view, place, wraparound=False, boundscheck=False)
-        pointer = builder.bitcast(pointer, cgutils.voidptr_t)
-        flag, void = cgutils.int32_t, cgutils.ir.VoidType()
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch", [pointer.type], cgutils.ir.FunctionType(void, [pointer.type, flag, flag, flag])
-        )
-        builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, to keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
 
 
 @_kernel
@@ -289,13 +289,58 @@ def _quads(shape, cell, node, row, start, slot_of, edge_loop, quads, quad_edge):
 
 @_kernel
 @typing.no_type_check
-def _corner_steps(shape):
-    """Node at each corner of a cell, counted from the node at its low corner."""
-    _, ny, nz = shape
-    step = np.empty(8, np.uintp)
-    for c in range(8):
-        step[c] = ((c & 1) * (ny + 1) + (c >> 1 & 1)) * (nz + 1) + (c >> 2)
-    return step
+def _surface_nodes(shape, batch, cell, nodes, columns):
+    """List the nodes at the corners of the cells, and where those of each cell stand; returns how many there are."""
+    nx, ny, nz = shape
+    count = 0
+    first = 0  # node of a line
+    marked, place = np.zeros(nz + 1, np.bool_), np.empty(nz + 1, np.int32)
+    # Of the four lines of cells around a line of nodes, each has a pointer of its own, which only moves on.
+    begin, end, line = np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64)
+    for b in range(batch):
+        for i in range(nx + 1):
+            for j in range(ny + 1):
+                low, high = nz, 0
+                for c in range(4):
+                    slot = begin[c] = end[c]
+                    ci, cj = i - (c & 1), j - (c >> 1)
+                    if ci < 0 or cj < 0 or ci == nx or cj == ny:
+                        continue
+                    line[c] = ((b * nx + ci) * ny + cj) * nz
+                    while slot < len(cell) and cell[slot] < line[c] + nz:
+                        k = cell[slot] - line[c]
+                        marked[k] = marked[k + 1] = True
+                        low, high = min(low, k), max(high, k + 1)
+                        slot += 1
+                    end[c] = slot
+                for k in range(low, high + 1):
+                    if marked[k]:
+                        marked[k] = False
+                        place[k] = count
+                        nodes[count] = first + k
+                        count += 1
+                for c in range(4):
+                    for slot in range(begin[c], end[c]):
+                        columns[slot, c] = place[cell[slot] - line[c]]
+                first += nz + 1
+    return count
+
+
+@_kernel
+@typing.no_type_check
+def _gather(nodes, field, payload, field_rows, payload_rows):
+    for i in range(np.uintp(len(nodes))):
+        field_rows[i] = field[nodes[i]]
+        for d in range(np.uintp(payload.shape[1])):
+            payload_rows[i, d] = payload[nodes[i], d]
+
+
+@_kernel
+@typing.no_type_check
+def _scatter(nodes, rows, full):
+    for i in range(np.uintp(len(nodes))):
+        for d in range(np.uintp(rows.shape[1])):
+            full[nodes[i], d] = rows[i, d]
 
 
 @_kernel
@@ -319,43 +364,41 @@ def _crossing_and_slope(low, high, half, largest, floor):
 @_kernel
 @typing.no_type_check
 def _vertices(
-    shape, node, row, n_loops, loop_edges, loop_start, edge_corners, field, payload, weight_a, weight_b,
-    points, deviation,
+    columns, row, n_loops, loop_start, loop_edges, loop_ends, field, payload, weight_a, weight_b, points, deviation,
 ):  # fmt: skip
     """Fill points and deviation; returns the smallest difference that gradients divide by, see STEEPEST."""
-    columns = payload.shape[1]
+    width = payload.shape[1]
     # Constants of the field's type: a literal would lift single precision to double.
     real = field.dtype.type
     zero, one, half, eps, largest = real(0), real(1), real(0.5), real(DISTANCE_EPS), np.finfo(field.dtype).max
-    step = _corner_steps(shape)
-    plain, distance, extra = np.empty((8, 3), field.dtype), np.empty(8, field.dtype), np.empty(columns, field.dtype)
+    own_a, own_b = np.uintp(len(weight_a) == len(row)), np.uintp(len(weight_b) == len(row))
+    place = np.empty(8, np.uintp)
+    plain, distance, extra = np.empty((8, 3), field.dtype), np.empty(8, field.dtype), np.empty(width, field.dtype)
     magnitude, n_rows = 0.0, 0
     v = np.uintp(0)
-    for slot in range(np.uintp(len(node))):
-        ahead = slot + AHEAD
-        if ahead < len(node):  # the other three columns of nodes were met in earlier cells
-            _prefetch(field, node[ahead] + step[3])
-            _prefetch(payload, node[ahead] + step[3])
-        r, low_node = row[slot], node[slot]
+    for slot in range(np.uintp(len(row))):
+        r, slot_a, slot_b = row[slot], slot * own_a, slot * own_b
+        for c in range(np.uintp(4)):
+            place[c] = columns[slot, c]
+            place[c + np.uintp(4)] = place[c] + np.uintp(1)
         begin = np.uintp(0)
         for loop in range(n_loops[r]):
             end = np.uintp(loop_start[r, loop + 1])
             total = px = py = pz = zero
-            for d in range(3, columns):
+            for d in range(3, width):
                 extra[d] = zero
             for m in range(begin, end):
-                edge = loop_edges[r, m]
-                c0, c1 = edge_corners[edge, 0], edge_corners[edge, 1]
-                n0, n1 = low_node + step[c0], low_node + step[c1]
+                c0, c1 = loop_ends[r, m, 0], loop_ends[r, m, 1]
+                n0, n1 = place[c0], place[c1]
                 low, high = field[n0], field[n1]
                 size = abs(low - high)
                 if size <= largest:
                     magnitude += size
                 else:
                     low = high = zero
-                t = _crossing(low * weight_a[slot, c0], high * weight_a[slot, c1], half, largest)
+                t = _crossing(low * weight_a[slot_a, c0], high * weight_a[slot_a, c1], half, largest)
                 z = _crossing(low, high, half, largest)
-                w = weight_b[slot, edge]
+                w = weight_b[slot_b, loop_edges[r, m]]
                 total += w
                 x, y, h = payload[n0, 0], payload[n0, 1], payload[n0, 2]
                 dx, dy, dh = payload[n1, 0] - x, payload[n1, 1] - y, payload[n1, 2] - h
@@ -363,12 +406,12 @@ def _vertices(
                 py += w * (y + t * dy)
                 pz += w * (h + t * dh)
                 plain[m - begin, 0], plain[m - begin, 1], plain[m - begin, 2] = x + z * dx, y + z * dy, h + z * dh
-                for d in range(3, columns):
+                for d in range(3, width):
                     extra[d] += w * (payload[n0, d] + t * (payload[n1, d] - payload[n0, d]))
             inverse = one / total
             px, py, pz = px * inverse, py * inverse, pz * inverse
             points[v, 0], points[v, 1], points[v, 2] = px, py, pz
-            for d in range(3, columns):
+            for d in range(3, width):
                 points[v, d] = extra[d] * inverse
             count = end - begin
             mean, spread = zero, zero
@@ -389,26 +432,26 @@ def _vertices(
 @_kernel
 @typing.no_type_check
 def _vertices_backward(
-    shape, node, row, n_loops, loop_edges, loop_start, edge_corners, field, payload, weight_a, weight_b,
-    points, floor, grad_vertices, grad_deviation, grad_field, grad_payload, grad_a, grad_b,
+    columns, row, n_loops, loop_start, loop_edges, loop_ends, field, payload, weight_a, weight_b,
+    points, floor, scale, grad_vertices, grad_deviation, grad_field, grad_payload, grad_a, grad_b,
 ):  # fmt: skip
-    columns = payload.shape[1]
+    width = payload.shape[1]
     real = field.dtype.type
     zero, one, half, eps, largest = real(0), real(1), real(0.5), real(DISTANCE_EPS), np.finfo(field.dtype).max
-    floor = real(floor)
-    step = _corner_steps(shape)
+    floor, scale, inverse_scale = real(floor), real(scale), real(1 / scale)
+    own_a, own_b = np.uintp(len(weight_a) == len(row)), np.uintp(len(weight_b) == len(row))
+    place = np.empty(8, np.uintp)
+    by_a, by_b = np.empty(8, field.dtype), np.empty(12, field.dtype)
     offset, distance = np.empty((8, 3), field.dtype), np.empty(8, field.dtype)
     zs, z_slope = np.empty(8, field.dtype), np.empty(8, field.dtype)
     v = np.uintp(0)
-    for slot in range(np.uintp(len(node))):
-        ahead = slot + AHEAD
-        if ahead < len(node):
-            far = node[ahead] + step[3]
-            _prefetch(field, far)
-            _prefetch(payload, far)
-            _prefetch(grad_field, far)
-            _prefetch(grad_payload, far)
-        r, low_node = row[slot], node[slot]
+    for slot in range(np.uintp(len(row))):
+        r, slot_a, slot_b = row[slot], slot * own_a, slot * own_b
+        for c in range(np.uintp(4)):
+            place[c] = columns[slot, c]
+            place[c + np.uintp(4)] = place[c] + np.uintp(1)
+        by_a[:] = zero
+        by_b[:] = zero
         begin = np.uintp(0)
         for loop in range(n_loops[r]):
             end = np.uintp(loop_start[r, loop + 1])
@@ -417,8 +460,7 @@ def _vertices_backward(
             # Deviation.
             mean, total = zero, zero
             for m in range(count):
-                edge = loop_edges[r, begin + m]
-                n0, n1 = low_node + step[edge_corners[edge, 0]], low_node + step[edge_corners[edge, 1]]
+                n0, n1 = place[loop_ends[r, begin + m, 0]], place[loop_ends[r, begin + m, 1]]
                 z, z_slope[m] = _crossing_and_slope(field[n0], field[n1], half, largest, floor)
                 x, y, h = payload[n0, 0], payload[n0, 1], payload[n0, 2]
                 dx = x + z * (payload[n1, 0] - x) - px
@@ -428,7 +470,7 @@ def _vertices_backward(
                 offset[m, 0], offset[m, 1], offset[m, 2] = dx, dy, dh
                 distance[m] = math.sqrt(dx * dx + dy * dy + dh * dh + eps)
                 mean += distance[m]
-                total += weight_b[slot, edge]
+                total += weight_b[slot_b, loop_edges[r, begin + m]]
             mean /= real(count)
             mean_sign = zero
             for m in range(count):
@@ -446,12 +488,12 @@ def _vertices_backward(
             inverse = one / total
             for m in range(count):
                 edge = loop_edges[r, begin + m]
-                c0, c1 = edge_corners[edge, 0], edge_corners[edge, 1]
-                n0, n1 = low_node + step[c0], low_node + step[c1]
+                c0, c1 = loop_ends[r, begin + m, 0], loop_ends[r, begin + m, 1]
+                n0, n1 = place[c0], place[c1]
                 low, high = field[n0], field[n1]
                 if not abs(low - high) <= largest:
                     low = high = zero
-                a0, a1 = weight_a[slot, c0], weight_a[slot, c1]
+                a0, a1 = weight_a[slot_a, c0], weight_a[slot_a, c1]
                 a, b = low * a0, high * a1
                 t, t_slope = _crossing_and_slope(a, b, half, largest, floor)
                 if t_slope == 0:
@@ -460,7 +502,7 @@ def _vertices_backward(
                 x, y, h = payload[n0, 0], payload[n0, 1], payload[n0, 2]
                 dx, dy, dh = payload[n1, 0] - x, payload[n1, 1] - y, payload[n1, 2] - h
                 grad_w = gx * (x + t * dx - px) + gy * (y + t * dy - py) + gz * (h + t * dh - pz)
-                share = weight_b[slot, edge] * inverse
+                share = weight_b[slot_b, edge] * inverse
                 ux, uy, uz = share * gx, share * gy, share * gz
                 zx, zy, zz = offset[m, 0], offset[m, 1], offset[m, 2]
                 grad_t = ux * dx + uy * dy + uz * dh
@@ -472,7 +514,7 @@ def _vertices_backward(
                 grad_payload[n1, 0] += hx
                 grad_payload[n1, 1] += hy
                 grad_payload[n1, 2] += hz
-                for d in range(3, columns):
+                for d in range(3, width):
                     x, dx = payload[n0, d], payload[n1, d] - payload[n0, d]
                     g = grad_vertices[v, d]
                     grad_w += g * (x + t * dx - points[v, d])
@@ -480,16 +522,25 @@ def _vertices_backward(
                     grad_t += g * dx
                     grad_payload[n0, d] += g * (one - t)
                     grad_payload[n1, d] += g * t
-                grad_b[slot, edge] = grad_w * inverse
+                by_b[edge] = grad_w * inverse
                 # Multiplied in this order, so that squares of small fields do not underflow.
                 grad_t, a, b = grad_t * t_slope, a * t_slope, b * t_slope
                 grad_z, z_low, z_high = grad_z * z_slope[m], low * z_slope[m], high * z_slope[m]
-                grad_a[slot, c0] -= grad_t * b * low
-                grad_a[slot, c1] += grad_t * a * high
+                by_a[c0] -= grad_t * b * low
+                by_a[c1] += grad_t * a * high
                 grad_field[n0] -= grad_t * b * a0 + grad_z * z_high
                 grad_field[n1] += grad_t * a * a1 + grad_z * z_low
             v += np.uintp(1)
             begin = end
+        # Through the activation: the derivative of 1 + scale * tanh is scale - (weight - 1)^2 / scale.
+        if len(grad_a) > 0:
+            for c in range(8):
+                reach = weight_a[slot, c] - one
+                grad_a[slot, c] = by_a[c] * (scale - reach * reach * inverse_scale)
+        if len(grad_b) > 0:
+            for c in range(12):
+                reach = weight_b[slot, c] - one
+                grad_b[slot, c] = by_b[c] * (scale - reach * reach * inverse_scale)
 
 
 @_kernel
@@ -502,10 +553,15 @@ def _repeat_for_vertices(of_cells, start, of_vertices):
 
 @_kernel
 @typing.no_type_check
-def _sum_over_cells(of_vertices, start, of_cells):
+def _split_backward(of_vertices, start, weight, scale, of_cells):
+    """Sum over the vertices of each cell, times the derivative of ``scale * sigmoid + (1 - scale) / 2``."""
+    real = weight.dtype.type
+    low, scale = real((1 - scale) / 2), real(scale)
     for slot in range(len(of_cells)):
+        reach = weight[slot] - low
         for v in range(start[slot], start[slot + 1]):
             of_cells[slot] += of_vertices[v]
+        of_cells[slot] *= reach * (real(1) - reach / scale)
 
 
 @_kernel

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffmatch.meshing.flexicubes import FlexiMesh, flexicubes
@@ -40,14 +40,11 @@ class FlexiParameters:
         self.cell = sum(grid.spacing) / 3
         field = (sdf / self.cell).clamp(-FAR, FAR)
         self._connectivity = flexicubes(grid, sdf).connectivity if hold else None
-        self._field, self._positions = field, grid.nodes(dtype=sdf.dtype, device=sdf.device)
+        self._field = field
         n_weights = grid.n_cells
         if self._connectivity is not None:
             n_weights = len(self._connectivity.cell)
-            self._held_cells = self._connectivity.cell.long()
-            self._nodes = _nodes_of(grid, self._held_cells)
-            field = field[self._nodes]
-            self._positions = self._positions.clone()  # its rows are overwritten
+            field = field[self._connectivity.nodes]
         self._inside = field < 0
 
         def zeros(*shape: int) -> Tensor:
@@ -68,19 +65,23 @@ class FlexiParameters:
             with torch.no_grad():
                 held = torch.where(self._inside, self._values.clamp(max=-_LEAST), self._values.clamp(min=_LEAST))
                 self._values.copy_(held)
-        field = _with_rows(self._field, self._nodes, self._values) if self.hold else self._values
+        field, surface = self._values, self._connectivity
+        if surface is not None:
+            field = _with_rows(self._field, surface.nodes, self._values)
         alpha, beta, gamma = self._weights
         mesh = flexicubes(
             self.grid,
-            field,
-            positions=self._moved_nodes(),
+            self._values,
+            positions=deform_nodes(
+                self.grid, self._moves, max_move=_MAX_MOVE, nodes=None if surface is None else surface.nodes
+            ),
             alpha=alpha,
             beta=beta,
             gamma=gamma,
-            weight_cells=None if self._connectivity is None else self._connectivity.cell,
+            weight_cells=None if surface is None else surface.cell,
             training=training,
             boundary="open" if self.hold else "close",
-            connectivity=self._connectivity,
+            connectivity=surface,
         )
         return mesh, (field * self.cell).reshape(self.grid.node_shape)
 
@@ -95,28 +96,16 @@ class FlexiParameters:
             vertices: which of its vertices.
             keep: factor of moves and weights, from 0 (neutral) to 1.
         """
-        cells = mesh.connectivity.vertex_cell[vertices].unique()
-        nodes, rows = _nodes_of(self.grid, cells), cells
-        if self.hold:
-            nodes, rows = (torch.searchsorted(own, x) for own, x in ((self._nodes, nodes), (self._held_cells, cells)))
+        surface = mesh.connectivity
+        if surface.shape != self.grid.shape:  # free signs took the surface out of the grid, which got one more layer
+            return
+        rows = surface.vertex_slot[vertices].unique()
+        low = surface.columns[rows].long()
+        nodes = torch.cat((low, low + 1)).unique()
+        if not self.hold:
+            nodes, rows = surface.nodes[nodes], surface.cell.long()[rows]
         for tensor, index in ((self._moves, nodes), *((weight, rows) for weight in self._weights)):
             tensor[index] *= keep
-
-    def _moved_nodes(self) -> Tensor:
-        if not self.hold:
-            return deform_nodes(self.grid, self._moves, max_move=_MAX_MOVE)
-        moved = deform_nodes(self.grid, self._moves, max_move=_MAX_MOVE, nodes=self._nodes)
-        return _with_rows(self._positions, self._nodes, moved)
-
-
-def _nodes_of(grid: Grid, cell: Int64[Tensor, " k"]) -> Int64[Tensor, " m"]:
-    """Numbers of the nodes at the corners of some cells, ascending."""
-    _, ny, nz = grid.node_shape
-    corner = torch.arange(8, device=cell.device)
-    offset = torch.stack((corner & 1, corner >> 1 & 1, corner >> 2), -1)
-    i, j, k = (grid.cell_index(cell)[:, None] + offset).unbind(-1)
-    nodes: Tensor = ((i * ny + j) * nz + k).unique()
-    return nodes
 
 
 def _with_rows(buffer: Tensor, index: Tensor, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The weights of FlexiCubes cells: activation, and the order that other implementations keep them in."""
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,51 +19,52 @@ WEIGHT_SCALE = 0.99
 
 def corner_weight(alpha: Tensor, scale: float) -> Tensor:
     """``1 + scale * tanh(alpha)``, in (0, 2); also the activation of the edge weights beta."""
-    weight: Tensor = _CornerWeight.apply(alpha, scale)
-    return weight
+    # As a sigmoid: torch computes it three times as fast, and the sum with 1 hides the last bits of a tanh near 0.
+    return torch.add(alpha.new_tensor(1 - scale), (2 * alpha).sigmoid_(), alpha=2 * scale)
 
 
-class _CornerWeight(torch.autograd.Function):
-    """In as few passes as there are, which are felt beside the compiled kernels; keeps nothing but its result."""
-
-    @staticmethod
-    def forward(ctx: Any, alpha: Tensor, scale: float) -> Tensor:
-        # As a sigmoid: torch computes it three times as fast, and the sum with 1 hides the last bits of a tanh near 0.
-        weight = (2 * alpha).sigmoid_().mul_(2 * scale).add_(1 - scale)
-        ctx.save_for_backward(weight)
-        ctx.scale = scale
-        return weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        reach = weight - 1  # scale * tanh(alpha)
-        return grad * torch.addcmul(grad.new_full((), ctx.scale), reach, reach, value=-1 / ctx.scale), None
+def corner_slope(weight: Tensor, scale: float) -> Tensor:
+    """Derivative of :func:`corner_weight` where it has these values."""
+    return scale - (weight - 1).square() / scale
 
 
 def split_weight(gamma: Tensor, scale: float) -> Tensor:
     """``scale * sigmoid(gamma) + (1 - scale) / 2``, in (0, 1)."""
-    return scale * gamma.sigmoid() + (1 - scale) / 2
+    # Torch rounds the sigmoid of strided numbers in another way.
+    return scale * gamma.contiguous().sigmoid() + (1 - scale) / 2
+
+
+def split_slope(weight: Tensor, scale: float) -> Tensor:
+    """Derivative of :func:`split_weight` where it has these values."""
+    reach = weight - (1 - scale) / 2
+    return reach - reach.square() / scale
 
 
 def weights_of_cells(
-    raw: Float[Tensor, "c *w"], cell: Int[Tensor, " k"], weight_cells: Int[Tensor, " c"] | None
-) -> Float[Tensor, "k *w"]:
-    """Raw weights of the surface cells.
+    raw: Sequence[Tensor | None], cell: Int[Tensor, " k"], weight_cells: Int[Tensor, " c"] | None
+) -> list[Tensor | None]:
+    """Raw weights of the surface cells, shape (k, \\*w) of each kind.
 
     Args:
-        raw: weights of all cells, or of those that ``weight_cells`` lists.
+        raw: weights of all cells, or of those that ``weight_cells`` lists, shape (c, \\*w); None stays None.
         cell: surface cells, ascending.
         weight_cells: cells that the rows of ``raw`` belong to, ascending; others have zeros, which are neutral.
     """
+    if all(weight is None for weight in raw):
+        return list(raw)
     if weight_cells is None:
-        return distinct_rows(raw, cell.long())
+        index = cell.long()
+        return [None if weight is None else distinct_rows(weight, index) for weight in raw]
     if weight_cells is cell or (len(weight_cells) == len(cell) and bool((weight_cells == cell).all())):
-        return raw
+        return list(raw)
     place = torch.searchsorted(weight_cells, cell.to(weight_cells.dtype)).clamp_max(max(len(weight_cells) - 1, 0))
     listed = weight_cells[place] == cell if len(weight_cells) else torch.zeros_like(cell, dtype=torch.bool)
-    rows = raw.new_zeros(len(cell), *raw.shape[1:])
-    return rows.index_put((listed.nonzero().squeeze(1),), raw[place[listed]])
+    slot = listed.nonzero().squeeze(1)
+
+    def spread(weight: Tensor) -> Tensor:
+        return weight.new_zeros(len(cell), *weight.shape[1:]).index_put((slot,), weight[place[listed]])
+
+    return [None if weight is None else spread(weight) for weight in raw]
 
 
 # The public implementation (nv-tlabs/FlexiCubes) numbers corners as we do and lists edges by these pairs of corners.

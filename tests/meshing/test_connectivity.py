@@ -104,13 +104,25 @@ def test_connectivity_equals_a_loop(field):
 
 
 @given(field=noise())
+def test_nodes_are_those_at_the_corners_of_surface_cells(field):
+    connectivity = connect(field)
+    _, y, z = field.shape[1:]
+    step = torch.tensor(GEOMETRY.corner_offset).long() @ torch.tensor([y * z, z, 1])
+    corners = connectivity.node[:, None] + step
+    assert torch.equal(connectivity.nodes, corners.unique())
+    place = torch.cat((connectivity.columns, connectivity.columns + 1), 1)
+    assert torch.equal(connectivity.nodes[place], corners)
+
+
+@given(field=noise())
 def test_compiled_form_gives_the_same(field):
     ours, reference = kernels.connect(field), connect(field)
     assert ours.shape == reference.shape
     assert ours.n_vertices == reference.n_vertices
-    for name in ("cell", "row", "vertex_start", "quads", "quad_edge", "vertex_slot", "node"):
+    assert ours.n_items == reference.n_items == len(field)
+    for name in ("cell", "row", "vertex_start", "quads", "quad_edge", "vertex_slot", "node", "nodes", "columns"):
         assert getattr(ours, name).tolist() == getattr(reference, name).tolist()
-    for name in ("quads", "quad_edge"):
+    for name in ("quads", "quad_edge", "nodes"):
         assert getattr(ours, name).dtype == getattr(reference, name).dtype == torch.int64
 
 

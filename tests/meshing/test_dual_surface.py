@@ -43,13 +43,21 @@ def some(data, present):
 def activated(connectivity, data):
     """The inputs with the weights of the surface cells, made of the raw ones of all cells."""
     field, payload, *raw = data
-    rows = [None if w is None else weights_of_cells(w, connectivity.cell, None) for w in raw]
+    rows = weights_of_cells(raw, connectivity.cell, None)
     weights = [None if w is None else act(w, SCALE) for w, act in zip(rows, ACTIVATIONS, strict=True)]
-    return field, payload, *weights
+    return *at_nodes(connectivity, field, payload), *weights
+
+
+def at_nodes(connectivity, *values):
+    """Node values where the surface needs them."""
+    return [x[connectivity.nodes] for x in values]
 
 
 def evaluate(connectivity, data, *, centres=True, compiled=True):
-    return dual_surface(connectivity, *activated(connectivity, data), centres=centres, compiled=compiled)
+    field, payload, *raw = data
+    weights = weights_of_cells(raw, connectivity.cell, None)
+    rows = at_nodes(connectivity, field, payload)
+    return dual_surface(connectivity, *rows, *weights, scale=SCALE, centres=centres, compiled=compiled)
 
 
 def gradients(outputs, inputs, seed=0):
@@ -256,6 +264,9 @@ def test_weights_that_are_none_have_no_gradient():
     connectivity, data = problem((2, 2, 2), 10)
     data = activated(connectivity, some(data, (False, True, False)))
     points, deviation, floor = surface_forward(connectivity, *data, True)
-    for backward in (surface_backward, kernels.dual_surface_backward):
-        grads = backward(connectivity, *data, points, floor, points, deviation, True)
+    upstream = points, floor, points, deviation, True
+    for grads in (
+        surface_backward(connectivity, *data, *upstream),
+        kernels.dual_surface_backward(connectivity, *data, *upstream, SCALE),
+    ):
         assert [grad is not None for grad in grads] == [True, True, False, True, False]

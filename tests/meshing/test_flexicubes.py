@@ -642,3 +642,46 @@ def test_weights_and_connectivity_that_do_not_fit_are_refused():
     other = flexicubes(Grid((2, 2, 3)), Grid((2, 2, 3)).nodes().sum(1)).connectivity
     with pytest.raises(InputError, match=r"^connectivity: want that of a grid of \(2, 2, 2\) cells"):
         flexicubes(grid, field, connectivity=other)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("training", [False, True])
+def test_values_may_be_given_at_the_nodes_of_a_kept_surface(training, batch, generator, device):
+    grid = Grid.cube(5)
+    full = {"sdf": torch.randn(*batch, *grid.node_shape, generator=generator, dtype=F64)}
+    full |= weights_for(grid, generator, batch=batch, dtype=F64)
+    full["attributes"] = torch.randn(*batch, grid.n_nodes, 2, generator=generator, dtype=F64)
+    full = {name: value.to(device).requires_grad_() for name, value in full.items()}
+    sdf = full.pop("sdf")
+    first = flexicubes(grid, sdf, training=training, **full)
+    nodes = first.connectivity.nodes
+    rows = {name: value.detach().clone() for name, value in full.items()}
+    rows |= {name: rows[name].flatten(0, -2)[nodes] for name in ("positions", "attributes")}
+    rows = {"sdf": sdf.detach().flatten()[nodes], **rows}
+    rows = {name: value.requires_grad_() for name, value in rows.items()}
+    held = dict(rows)
+    again = flexicubes(grid, held.pop("sdf"), training=training, connectivity=first.connectivity, **held)
+    assert torch.equal(again.vertices, first.vertices)
+    assert torch.equal(again.faces, first.faces)
+    assert torch.equal(again.vertex_attributes, first.vertex_attributes)
+    sums = [(m.vertices.square().sum() + m.vertex_attributes.sum() + m.l_dev) for m in (first, again)]
+    wanted = torch.autograd.grad(sums[0], [sdf, *full.values()])
+    found = torch.autograd.grad(sums[1], list(rows.values()), allow_unused=not training)
+    for name, ours, theirs in zip(rows, found, wanted, strict=True):
+        if name in ("sdf", "positions", "attributes"):
+            width = theirs.shape[-1:] if name != "sdf" else ()
+            theirs = theirs.reshape(-1, *width)[nodes]
+        torch.testing.assert_close(ours if ours is not None else torch.zeros_like(theirs), theirs, msg=name)
+
+
+def test_values_at_the_nodes_of_a_surface_that_do_not_fit_are_refused(device):
+    grid = Grid.cube(4)
+    field = sphere(grid.nodes(device=device), radius=0.5)
+    kept = flexicubes(grid, field).connectivity
+    with pytest.raises(InputError, match="boundary"):
+        flexicubes(grid, field[kept.nodes], connectivity=kept, boundary="close")
+    with pytest.raises(InputError, match="positions"):
+        flexicubes(grid, field[kept.nodes], connectivity=kept, positions=grid.nodes(device=device))
+    with pytest.raises(InputError, match="connectivity"):
+        flexicubes(grid, torch.stack((field, field)), connectivity=kept)
+    assert flexicubes(grid, field[kept.nodes], connectivity=kept).vertices.shape == (kept.n_vertices, 3)

@@ -61,14 +61,15 @@ def test_memory_layout_does_not_matter(generator):
         return torch.randn(*shape, generator=generator)
 
     field = noise(1, *GRID.node_shape)
-    k = len(connect(field).cell)
-    weights = [noise(k, 8).exp(), noise(k, 12).exp(), noise(k).exp()]
-    data = [field.flatten(), GRID.nodes() + 0, *weights]
+    surface = connect(field)
+    k = len(surface.cell)
+    weights = [noise(k, 8), noise(k, 12), noise(k)]
+    data = [field.flatten()[surface.nodes], GRID.nodes()[surface.nodes], *weights]
     results = []
     for layout in (torch.Tensor.contiguous, strided):
         inputs = [layout(x.clone()).requires_grad_() for x in data]
         connectivity = kernels.connect(layout(field))
-        points, deviation = dual_surface(connectivity, *inputs, centres=True, compiled=True)
+        points, deviation = dual_surface(connectivity, *inputs, scale=0.99, centres=True, compiled=True)
         weight = strided(torch.linspace(0, 1, points.numel()).reshape(points.shape))
         loss = (points * weight).sum() + deviation.flip(0).sum()
         results.append([points, deviation, *torch.autograd.grad(loss, inputs)])
@@ -89,11 +90,11 @@ def test_products_that_underflow_divide_nothing_by_zero():
     grid = Grid((2, 2, 2))
     field = torch.zeros(grid.node_shape)
     field[1, 1, 1] = -1e-45
-    small = torch.full((8, 8), 0.01)
+    small = torch.full((8, 8), -20.0)  # a weight of 0.01
     for compiled in (False, True):
         inputs = [field.flatten().requires_grad_(), grid.nodes() + 0, small.requires_grad_()]
-        connectivity = connect(field[None])
-        points, deviation = dual_surface(connectivity, *inputs, None, None, centres=True, compiled=compiled)
+        settings = {"scale": 0.99, "centres": True, "compiled": compiled}
+        points, deviation = dual_surface(connect(field[None]), *inputs, None, None, **settings)
         assert bool(points.isfinite().all())
         grads = torch.autograd.grad(points.sum() + deviation.sum(), [inputs[0], inputs[2]])
         assert all(bool(grad.isfinite().all()) for grad in grads)
