@@ -105,8 +105,8 @@ def fit_mesh(
     of the extracted mesh take the places that dual contouring finds for them, with sharp edges; then so that points
     drawn on the faces come to lie on the target, with the normals that it has there (:mod:`.surface_error`, plus a
     small multiple of L_dev). Each quad is cut along the diagonal that brings it nearer. At the end, moves and weights
-    of cells whose triangles intersect others are made smaller, until none do. The mesh is that of the last extraction,
-    without any projection or remeshing.
+    of cells whose triangles intersect others are made smaller, until none do or after twelve rounds. The mesh is that
+    of the last extraction, without any projection or remeshing.
 
     Args:
         target: path of a file with a mesh, points or a volume, ``"module:name"`` of a field, a mesh, a point cloud, a

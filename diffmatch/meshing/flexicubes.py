@@ -125,7 +125,7 @@ def flexicubes(
 
     Returns:
         The mesh; an empty one, attached to the graph, where nothing changes sign. Waits for the device for the
-        numbers of cells, vertices and quads, and for one flag where ``boundary`` is not "open".
+        numbers of cells, their nodes, vertices and quads, and for one flag where ``boundary`` is not "open".
 
     Raises:
         InputError: a shape, dtype or device does not fit; or the surface reaches the boundary under "error".

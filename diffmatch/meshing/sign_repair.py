@@ -66,7 +66,8 @@ def without_small_pieces(grid: Grid, sdf: Float[Tensor, " nodes"], *, smallest: 
 
     What labels of nodes cannot tell: two nodes outside that share a face diagonal are joined by the surface, unless
     the cells on both sides of the face are flipped to keep it manifold. Such a node makes a cavity of its own, at most
-    a few nodes large.
+    a few nodes large. Nodes that the surface does not touch stay as they are: larger pieces are left to
+    :func:`~diffmatch.meshing.signs.without_specks`.
 
     Args:
         grid: the cells.
