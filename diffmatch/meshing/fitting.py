@@ -307,7 +307,8 @@ def _unfolded(shape: FlexiParameters, cuts: QuadCuts) -> Mesh:
         mesh = shape.extract(training=False)[0]
         made = cuts.choose(mesh)
         folded = self_intersecting_faces(made)
-        if len(folded) == 0 or left == 0:
+        # Where free signs took the surface out of the grid, its cells are those of a larger one.
+        if len(folded) == 0 or left == 0 or mesh.connectivity.shape != shape.grid.shape:
             break
         vertices = torch.zeros(len(made.vertices), dtype=torch.bool, device=made.vertices.device)
         vertices[made.faces[torch.from_numpy(folded).to(made.faces.device)]] = True

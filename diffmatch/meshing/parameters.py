@@ -92,13 +92,11 @@ class FlexiParameters:
         Without both, a vertex is the mean of the crossing points of the plain grid, and cannot leave its cell.
 
         Args:
-            mesh: the last extraction.
+            mesh: the last extraction, closed within the grid.
             vertices: which of its vertices.
             keep: factor of moves and weights, from 0 (neutral) to 1.
         """
         surface = mesh.connectivity
-        if surface.shape != self.grid.shape:  # free signs took the surface out of the grid, which got one more layer
-            return
         rows = surface.vertex_slot[vertices].unique()
         low = surface.columns[rows].long()
         nodes = torch.cat((low, low + 1)).unique()
