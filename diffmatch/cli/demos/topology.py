@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _RING, _STRANGERS = 220, 12
-_RESOLUTION, _STEPS = 32, 40
+_RESOLUTION, _STEPS = 32, 150
 _HOLES = ((-0.5, 0.12), (0.0, 0.16), (0.48, 0.2))  # place along the block, radius
 
 
